@@ -1,0 +1,43 @@
+// From logits to a token: penalties, then a chain of filters, then one draw. Same seed, same logits, same token.
+#pragma once
+#include <cstdint>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace pith {
+
+struct SamplerOptions {
+  float temperature = 0;  // 0 = greedy
+  uint32_t top_k = 0;     // 0 = off
+  float top_p = 1;        // 1 = off
+  float min_p = 0;        // 0 = off
+  float repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+  uint32_t penalty_last_n = 64;  // tokens looked back
+  uint64_t seed = 0;
+};
+
+// Sets one option from text, as `pith_set` and the command line do ("temp", "0.7"). Throws kInvalidArgument naming the
+// key, the allowed range and what was found. The keys: temp, top_k, top_p, min_p, repeat_penalty, presence_penalty,
+// frequency_penalty, repeat_last_n, seed.
+void set_sampler_option(SamplerOptions& options, std::string_view key, std::string_view value);
+
+class Sampler {
+ public:
+  Sampler(const SamplerOptions& options, uint32_t vocab_size);
+  // history: the timeline so far (penalties). Non-finite logits throw Error(kInternal).
+  int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
+  const SamplerOptions& options() const { return options_; }
+
+ private:
+  SamplerOptions options_;
+  uint64_t rng_state_;
+  struct Candidate {
+    int32_t id;
+    float value;
+  };
+  std::vector<Candidate> candidates_;  // scratch, [vocab_size]
+};
+
+}  // namespace pith

@@ -1,0 +1,74 @@
+// A session: one timeline of tokens over a model, with its KV cache, scratch and worker threads.
+//
+// One thread at a time, except interrupt(), which any thread may call. All memory is taken on construction; nothing is
+// allocated per token. The same ids give the same logits whatever the thread count and however they were fed
+// (one by one, in chunks, after a rewind): bit for bit.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/model.h"
+#include "runtime/sampler.h"
+
+namespace pith {
+
+enum class KvType : uint8_t { kF16 = 1, kI8 = 2 };
+
+struct SessionOptions {
+  uint32_t n_ctx = 0;      // tokens; 0 = the model's, at most 4096. More than the model's maximum is an error
+  uint32_t n_threads = 0;  // 0 = physical cores
+  KvType kv = KvType::kF16;
+  uint32_t prefill_chunk = 128;  // tokens per batched pass, 1..1024
+  std::string device = "auto";   // "cpu", "cuda", "cuda:N"
+  std::string kernels = "auto";  // "scalar", "avx2", "avx512": force an instruction set (tests)
+};
+
+// Exact bytes that a session will take, without taking them.
+struct MemoryPlan {
+  uint64_t weights_bytes, kv_bytes, scratch_bytes;
+  uint64_t total() const { return weights_bytes + kv_bytes + scratch_bytes; }
+};
+MemoryPlan plan_memory(const Model& model, const SessionOptions& options);
+
+class Session {
+ public:
+  Session(std::shared_ptr<const Model> model, const SessionOptions& options);
+  ~Session();
+
+  const Model& model() const;
+  const SessionOptions& options() const;  // as resolved
+  uint32_t n_ctx() const;
+  const std::vector<int32_t>& tokens() const;  // the timeline
+
+  // Makes the timeline equal `ids`, keeping the longest common prefix's cache and running the rest (batched).
+  // Afterwards logits() are those after the last id. Throws kInvalidArgument (empty, id out of range), kContextFull,
+  // kInterrupted (the timeline then holds what was finished).
+  void sync(std::span<const int32_t> ids);
+  void append(int32_t id) { append(std::span<const int32_t>(&id, 1)); }
+  void append(std::span<const int32_t> ids);
+  void rewind(uint32_t n_tokens);  // keep only the first n_tokens; logits() are invalid until the next sync/append
+
+  std::span<const float> logits() const;  // [vocab_size], valid after sync/append
+
+  // Runs ids from an empty timeline and calls row(i, logits after ids[i]) for every position, in order (evaluation).
+  void logits_of_all(std::span<const int32_t> ids,
+                     const std::function<void(uint32_t position, std::span<const float> logits)>& row);
+
+  void interrupt();  // any thread; makes a running or the next sync/append throw kInterrupted, once
+
+  // Timeline and cache to a file and back, bound to the model's fingerprint; files obey the container's discipline
+  // (checked sizes, checksum, atomic write). load throws kFormat and leaves the session as it was.
+  void save(const std::string& path) const;
+  void load(const std::string& path);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pith
