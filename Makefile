@@ -1,0 +1,98 @@
+# The front door. CMake with Ninja does the building; these are the commands a person types.
+#
+#   make          build/pith, one executable            make install [PREFIX=/usr/local DESTDIR=]
+#   make demo     convert the bundled model and chat     make dist     the self-contained release tarball
+#   make test     build and run every test               make asan     the tests under ASan + UBSan
+#   make deps     install what building needs            make format   clang-format everything
+
+BUILD  ?= build
+PREFIX ?= /usr/local
+JOBS   ?= $(shell nproc)
+MODEL   = $(BUILD)/demo-2.85.pith
+
+# Debian 12 names. Catch2 and python3 serve the tests, libeigen3 the quantizer.
+PACKAGES = g++ cmake ninja-build pkg-config libfmt-dev nlohmann-json3-dev libcli11-dev libedit-dev \
+  libxxhash-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev libeigen3-dev catch2 python3
+DIST_PACKAGES = dpkg-dev libbsd-dev libmd-dev libncurses-dev binutils
+CHECK_PACKAGES = clang-format
+
+export DEBIAN_FRONTEND = noninteractive
+SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Installs the missing ones of $(1); silent and offline when there are none.
+define install
+@missing=""; for p in $(1); do \
+  dpkg-query -W -f='$${Status}\n' $$p 2>/dev/null | grep -q '^install ok installed' || missing="$$missing $$p"; done; \
+if [ -n "$$missing" ]; then echo "installing:$$missing"; \
+  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+endef
+
+.PHONY: all deps test demo asan tsan install dist check format check-deps dist-deps clean
+all: deps $(BUILD)/build.ninja
+	@cmake --build $(BUILD) -j $(JOBS) --target pith
+
+deps:
+	$(call install,$(PACKAGES))
+check-deps:
+	$(call install,$(CHECK_PACKAGES))
+dist-deps:
+	$(call install,$(DIST_PACKAGES))
+
+$(BUILD)/build.ninja:
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS) >/dev/null
+
+test: deps $(BUILD)/build.ninja
+	@cmake --build $(BUILD) -j $(JOBS)
+	@ctest --test-dir $(BUILD) --output-on-failure $(CTEST_FLAGS)
+
+$(MODEL): all
+	@[ -e $@ ] || $(BUILD)/pith convert models/demo -o $@
+
+demo: $(MODEL)
+	@if [ -t 0 ]; then $(BUILD)/pith chat $(MODEL); \
+	else $(BUILD)/pith chat $(MODEL) --once "What is pith?"; fi
+
+asan:
+	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DPITH_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo"
+tsan:
+	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DPITH_TSAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo" CTEST_FLAGS="-R session"
+
+install: all
+	@cmake --build $(BUILD) -j $(JOBS)
+	@cmake --install $(BUILD)
+
+# ---- The release: libc, libm and the loader are all that its binary asks for -------------------------------------
+# Debian ships sentencepiece only as a shared library, so its source package is built statically in the build folder.
+SP = build-dist/sentencepiece
+$(SP)/libsentencepiece.a: | dist-deps
+	@mkdir -p $(SP)/lists/partial
+	@apt-get indextargets --format 'deb-src $$(REPO_URI) $$(RELEASE) $$(COMPONENT)' 'Created-By: Packages' | sort -u > $(SP)/sources.list
+	@cd $(SP) && apt="-qq -o Dir::Etc::sourcelist=$$PWD/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$$PWD/lists" && \
+	  apt-get $$apt update && rm -rf src && apt-get $$apt source --download-only sentencepiece 2>/dev/null && \
+	  dpkg-source --no-check -x sentencepiece_*.dsc src >/dev/null
+	@cmake -S $(SP)/src -B $(SP)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON \
+	  -DSPM_ENABLE_SHARED=OFF -DSPM_ENABLE_TCMALLOC=OFF >/dev/null
+	@cmake --build $(SP)/build -j $(JOBS) --target sentencepiece-static
+	@cp $(SP)/build/src/libsentencepiece.a $@
+
+VERSION = $(shell sed -n 's/^project(pith VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
+RELEASE = pith-$(VERSION)-linux-$(shell uname -m)
+dist: deps $(SP)/libsentencepiece.a
+	@cmake -S . -B build-dist/pith -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/ \
+	  -DPITH_STATIC_SENTENCEPIECE=$(CURDIR)/$(SP) >/dev/null
+	@cmake --build build-dist/pith -j $(JOBS)
+	@rm -rf build-dist/$(RELEASE) && DESTDIR=$(CURDIR)/build-dist/$(RELEASE) cmake --install build-dist/pith --strip >/dev/null
+	@cp LICENSE README.md build-dist/$(RELEASE)/
+	@mkdir -p dist && tar -C build-dist -czf dist/$(RELEASE).tar.gz --owner=0 --group=0 $(RELEASE)
+	@ldd build-dist/$(RELEASE)/bin/pith
+	@if ldd build-dist/$(RELEASE)/bin/pith | grep -vE 'linux-vdso|libc\.so|libm\.so|ld-linux'; then echo "dist: unexpected library" >&2; exit 1; fi
+	@echo "dist/$(RELEASE).tar.gz"
+
+# ---- Housekeeping ------------------------------------------------------------------------------------------------
+SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.c' '*.cu' '*.cuh')
+format: check-deps
+	@clang-format -i $(SOURCES)
+check: check-deps
+	@clang-format --dry-run -Werror $(SOURCES)
+
+clean:
+	rm -rf build build-asan build-tsan build-dist dist
