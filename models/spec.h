@@ -1,9 +1,9 @@
 // What a model is: one pre-norm decoder block with switches covers every family pith knows.
 //
-// A family file (models/<family>.cpp) turns a Hugging Face config.json into a ModelSpec and says where each tensor
-// comes from. The converter reads the checkpoint by it and stores the spec as metadata; the runtime reads the spec back
-// and never sees a family name. So adding an architecture is one file here and a line in models/registry.cpp,
-// plus an op in the decoder when a switch is new.
+// A family file (models/<family>.cpp) turns a Hugging Face config.json into a ModelSpec and says where each
+// tensor comes from. The converter reads the checkpoint by it and stores the spec as metadata; the runtime
+// reads the spec back and never sees a family name. So adding an architecture is one file here and a line in
+// models/registry.cpp, plus an op in the decoder when a switch is new.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -13,10 +13,13 @@
 
 namespace pith {
 
+constexpr uint32_t kMaxLayers = 1024;
+
 enum class Activation : uint8_t { kSilu = 1, kGeluTanh = 2 };
 
-// Rotary embedding, baked at conversion: rotate pairs (i, i + n/2) of the first n = 2 * inv_freq.size() dimensions of a
-// head by the angle position * inv_freq[i]; cos and sin are multiplied by `scale` (YaRN's attention factor).
+// Rotary embedding, baked at conversion: rotate pairs (i, i + n/2) of the first n = 2 * inv_freq.size()
+// dimensions of a head by the angle position * inv_freq[i]; cos and sin are multiplied by `scale` (YaRN's
+// attention factor).
 struct RopeSpec {
   std::vector<float> inv_freq;  // [rotary_dim / 2], radians per position
   float scale = 1;
@@ -36,9 +39,10 @@ struct ModelSpec {
   Activation activation = Activation::kSilu;
   bool tied_embeddings = false;  // the head is the embedding, stored once
   bool qkv_bias = false, attn_out_bias = false, mlp_bias = false;
-  bool qk_norm = false;     // RMSNorm over each head of q and k, before RoPE
-  bool post_norms = false;  // a second RMSNorm after attention and after the feed-forward, before the residual
-  float attn_scale = 0;     // factor on q.k, usually 1/sqrt(head_dim)
+  bool qk_norm = false;  // RMSNorm over each head of q and k, before RoPE
+  bool post_norms =
+      false;             // a second RMSNorm after attention and after the feed-forward, before the residual
+  float attn_scale = 0;  // factor on q.k, usually 1/sqrt(head_dim)
   float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
   float attn_softcap = 0, logit_softcap = 0;  // cap * tanh(x / cap); 0 = none
   std::vector<RopeSpec> ropes;
@@ -52,10 +56,11 @@ struct ModelSpec {
 
 // Caps that a spec must keep, whatever a file says; check_spec throws Error(kFormat) naming the field.
 void check_spec(const ModelSpec& spec, const std::string& where);
-void store_spec(const ModelSpec& spec, Metadata& metadata);                       // keys "model.*"
-ModelSpec load_spec(const Metadata& metadata, const std::string& where);          // checked
+void store_spec(const ModelSpec& spec, Metadata& metadata);               // keys "model.*"
+ModelSpec load_spec(const Metadata& metadata, const std::string& where);  // checked
 
-// ---- Tensors of a container, in the order in which they lie in the file ------------------------------------------
+// ---- Tensors of a container, in the order in which they lie in the file
+// ------------------------------------------
 //
 //   embed [vocab, dim]                       norm [dim]                        head [vocab, dim] unless tied
 //   layers.N.attn_norm [dim]                 layers.N.attn_qkv [q + 2*kv rows, dim]    layers.N.attn_qkv_bias
@@ -69,8 +74,9 @@ enum class TensorRole : uint8_t { kNorm, kBias, kEmbedding, kHead, kLinear };
 
 enum class RowOrder : uint8_t {
   kConcat,        // rows of the sources one after another
-  kInterleave16,  // two sources (gate, up) of ffn_dim rows, each zero-padded to a multiple of 16: blocks of 16 rows of
-                  // gate and 16 of up alternate, so that a 32-row panel holds both factors of act(gate) * up
+  kInterleave16,  // two sources (gate, up) of ffn_dim rows, each zero-padded to a multiple of 16: blocks of
+                  // 16 rows of gate and 16 of up alternate, so that a 32-row panel holds both factors of
+                  // act(gate) * up
 };
 
 // A contiguous range of rows of one checkpoint tensor (all of it when n_rows == 0).

@@ -1,0 +1,24 @@
+// The list of all families. A new one is a file beside this and a line here.
+#include <algorithm>
+
+#include "models/family.h"
+
+namespace pith {
+
+const std::vector<Family>& families() {
+  static const std::vector<Family> list = {llama_family(), mistral_family(), qwen2_family(), qwen3_family()};
+  return list;
+}
+
+const Family& family_for(const std::string& architecture, const std::string& where) {
+  std::string known;
+  for (const Family& family : families())
+    for (const std::string& name : family.architectures) {
+      if (name == architecture) return family;
+      known += (known.empty() ? "" : ", ") + name;
+    }
+  throw_error(ErrorCode::kUnsupported, "{}: architecture '{}' is not supported, expected one of {}", where,
+              architecture, known);
+}
+
+}  // namespace pith

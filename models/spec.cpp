@@ -1,0 +1,180 @@
+// Caps on a spec and its form as metadata.
+#include "models/spec.h"
+
+#include <cmath>
+
+#include "format/q24.h"
+
+namespace pith {
+
+namespace {
+
+constexpr uint32_t kMaxVocab = 1u << 22;
+constexpr uint32_t kMaxHeads = 1024;
+constexpr uint32_t kMaxHeadDim = 1024;
+constexpr uint32_t kMaxContext = 1u << 24;
+constexpr size_t kMaxRopes = 8;
+
+struct Checker {
+  const std::string& where;
+
+  void range(const char* field, uint64_t value, uint64_t low, uint64_t high) const {
+    if (value < low || value > high)
+      throw_error(ErrorCode::kFormat, "{}: model.{} is {}, expected {} to {}", where, field, value, low,
+                  high);
+  }
+  void real(const char* field, float value, float low, float high) const {
+    if (!(value >= low && value <= high))  // also NaN
+      throw_error(ErrorCode::kFormat, "{}: model.{} is {}, expected {} to {}", where, field, value, low,
+                  high);
+  }
+};
+
+// A u64 of the file that must fit 32 bits; its meaning is checked by check_spec.
+uint32_t load_count(const Metadata& metadata, const std::string& key, const std::string& where) {
+  const uint64_t value = metadata.get<uint64_t>(key);
+  if (value > UINT32_MAX)
+    throw_error(ErrorCode::kFormat, "{}: {} is {}, expected 32 bits", where, key, value);
+  return static_cast<uint32_t>(value);
+}
+
+float load_real(const Metadata& metadata, const std::string& key) {
+  return static_cast<float>(metadata.get<double>(key));
+}
+
+std::string rope_key(size_t index, const char* part) {
+  return fmt::format("model.rope.{}.{}", index, part);
+}
+
+}  // namespace
+
+void check_spec(const ModelSpec& spec, const std::string& where) {
+  const Checker check{where};
+  check.range("vocab_size", spec.vocab_size, 1, kMaxVocab);
+  check.range("dim", spec.dim, 1, q24::kMaxCols);
+  check.range("ffn_dim", spec.ffn_dim, 1, q24::kMaxCols);
+  check.range("n_layers", spec.n_layers, 1, kMaxLayers);
+  check.range("n_heads", spec.n_heads, 1, kMaxHeads);
+  check.range("n_kv_heads", spec.n_kv_heads, 1, spec.n_heads);
+  check.range("head_dim", spec.head_dim, 2, kMaxHeadDim);
+  check.range("n_heads * head_dim", spec.q_rows(), 1, q24::kMaxCols);
+  check.range("max_context", spec.max_context, 1, kMaxContext);
+  if (spec.n_heads % spec.n_kv_heads != 0)
+    throw_error(ErrorCode::kFormat, "{}: model.n_kv_heads is {}, expected a divisor of n_heads, {}", where,
+                spec.n_kv_heads, spec.n_heads);
+  if (spec.head_dim % 2 != 0)
+    throw_error(ErrorCode::kFormat, "{}: model.head_dim is {}, expected an even number", where,
+                spec.head_dim);
+  if (spec.activation != Activation::kSilu && spec.activation != Activation::kGeluTanh)
+    throw_error(ErrorCode::kFormat, "{}: model.activation is {}, expected 1 or 2", where,
+                static_cast<int>(spec.activation));
+  check.real("norm_eps", spec.norm_eps, 0, 1);
+  check.real("attn_scale", spec.attn_scale, 1e-6f, 1e6f);
+  check.real("embedding_scale", spec.embedding_scale, 1e-6f, 1e6f);
+  check.real("residual_scale", spec.residual_scale, 1e-6f, 1e6f);
+  check.real("logit_scale", spec.logit_scale, 1e-6f, 1e6f);
+  check.real("attn_softcap", spec.attn_softcap, 0, 1e6f);
+  check.real("logit_softcap", spec.logit_softcap, 0, 1e6f);
+  check.range("n_ropes", spec.ropes.size(), 0, kMaxRopes);
+  for (const RopeSpec& rope : spec.ropes) {
+    check.range("rope.inv_freq's size", rope.inv_freq.size(), 1, spec.head_dim / 2);
+    check.real("rope.scale", rope.scale, 1e-3f, 1e3f);
+    for (const float f : rope.inv_freq) check.real("rope.inv_freq", f, 0, 1e3f);
+  }
+  check.range("layers' size", spec.layers.size(), spec.n_layers, spec.n_layers);
+  for (const LayerSpec& layer : spec.layers)
+    if (layer.rope_idx < -1 || layer.rope_idx >= static_cast<int64_t>(spec.ropes.size()))
+      throw_error(ErrorCode::kFormat, "{}: model.layer_ropes names rope {}, expected one of {}", where,
+                  layer.rope_idx, spec.ropes.size());
+}
+
+void store_spec(const ModelSpec& spec, Metadata& metadata) {
+  metadata.set("model.family", spec.family);
+  const auto count = [&](const char* key, uint64_t value) { metadata.set(key, uint64_t{value}); };
+  count("model.vocab_size", spec.vocab_size);
+  count("model.dim", spec.dim);
+  count("model.ffn_dim", spec.ffn_dim);
+  count("model.n_layers", spec.n_layers);
+  count("model.n_heads", spec.n_heads);
+  count("model.n_kv_heads", spec.n_kv_heads);
+  count("model.head_dim", spec.head_dim);
+  count("model.max_context", spec.max_context);
+  count("model.activation", static_cast<uint64_t>(spec.activation));
+  metadata.set("model.tied_embeddings", spec.tied_embeddings);
+  metadata.set("model.qkv_bias", spec.qkv_bias);
+  metadata.set("model.attn_out_bias", spec.attn_out_bias);
+  metadata.set("model.mlp_bias", spec.mlp_bias);
+  metadata.set("model.qk_norm", spec.qk_norm);
+  metadata.set("model.post_norms", spec.post_norms);
+  const auto real = [&](const char* key, float value) { metadata.set(key, double{value}); };
+  real("model.norm_eps", spec.norm_eps);
+  real("model.attn_scale", spec.attn_scale);
+  real("model.embedding_scale", spec.embedding_scale);
+  real("model.residual_scale", spec.residual_scale);
+  real("model.logit_scale", spec.logit_scale);
+  real("model.attn_softcap", spec.attn_softcap);
+  real("model.logit_softcap", spec.logit_softcap);
+  count("model.n_ropes", spec.ropes.size());
+  for (size_t i = 0; i < spec.ropes.size(); ++i) {
+    metadata.set(rope_key(i, "inv_freq"), spec.ropes[i].inv_freq);
+    metadata.set(rope_key(i, "scale"), double{spec.ropes[i].scale});
+  }
+  std::vector<uint32_t> windows, ropes;
+  for (const LayerSpec& layer : spec.layers) {
+    windows.push_back(layer.window);
+    ropes.push_back(static_cast<uint32_t>(layer.rope_idx + 1));
+  }
+  metadata.set("model.layer_windows", std::move(windows));
+  metadata.set("model.layer_ropes", std::move(ropes));  // index + 1; 0 = no rotation
+}
+
+ModelSpec load_spec(const Metadata& metadata, const std::string& where) {
+  ModelSpec spec;
+  const auto count = [&](const char* key) { return load_count(metadata, key, where); };
+  spec.family = metadata.get<std::string>("model.family");
+  spec.vocab_size = count("model.vocab_size");
+  spec.dim = count("model.dim");
+  spec.ffn_dim = count("model.ffn_dim");
+  spec.n_layers = count("model.n_layers");
+  spec.n_heads = count("model.n_heads");
+  spec.n_kv_heads = count("model.n_kv_heads");
+  spec.head_dim = count("model.head_dim");
+  spec.max_context = count("model.max_context");
+  const uint32_t activation = count("model.activation");
+  spec.activation = activation > UINT8_MAX ? Activation{} : static_cast<Activation>(activation);
+  spec.tied_embeddings = metadata.get<bool>("model.tied_embeddings");
+  spec.qkv_bias = metadata.get<bool>("model.qkv_bias");
+  spec.attn_out_bias = metadata.get<bool>("model.attn_out_bias");
+  spec.mlp_bias = metadata.get<bool>("model.mlp_bias");
+  spec.qk_norm = metadata.get<bool>("model.qk_norm");
+  spec.post_norms = metadata.get<bool>("model.post_norms");
+  spec.norm_eps = load_real(metadata, "model.norm_eps");
+  spec.attn_scale = load_real(metadata, "model.attn_scale");
+  spec.embedding_scale = load_real(metadata, "model.embedding_scale");
+  spec.residual_scale = load_real(metadata, "model.residual_scale");
+  spec.logit_scale = load_real(metadata, "model.logit_scale");
+  spec.attn_softcap = load_real(metadata, "model.attn_softcap");
+  spec.logit_softcap = load_real(metadata, "model.logit_softcap");
+  const uint32_t n_ropes = count("model.n_ropes");
+  Checker{where}.range("n_ropes", n_ropes, 0, kMaxRopes);
+  for (uint32_t i = 0; i < n_ropes; ++i)
+    spec.ropes.push_back({metadata.get<std::vector<float>>(rope_key(i, "inv_freq")),
+                          load_real(metadata, rope_key(i, "scale"))});
+  const auto& windows = metadata.get<std::vector<uint32_t>>("model.layer_windows");
+  const auto& ropes = metadata.get<std::vector<uint32_t>>("model.layer_ropes");
+  if (windows.size() != ropes.size())
+    throw_error(ErrorCode::kFormat, "{}: model.layer_windows has {} entries, model.layer_ropes {}", where,
+                windows.size(), ropes.size());
+  for (size_t i = 0; i < windows.size(); ++i) {
+    Checker{where}.range("layer_ropes", ropes[i], 0, n_ropes);
+    spec.layers.push_back({windows[i], static_cast<int32_t>(ropes[i]) - 1});
+  }
+  check_spec(spec, where);
+  return spec;
+}
+
+std::string layer_tensor(uint32_t layer, const char* part) {
+  return fmt::format("layers.{}.{}", layer, part);
+}
+
+}  // namespace pith

@@ -1,0 +1,253 @@
+// Configs as published by their authors, read into specs; specs through metadata and back; hostile specs.
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <set>
+
+#include "models/family.h"
+
+using namespace pith;
+using Catch::Matchers::Contains;
+
+namespace {
+
+const char* const kLlama2 = R"({"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+  "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008,
+  "max_position_embeddings": 4096, "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32,
+  "num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+  "tie_word_embeddings": false, "torch_dtype": "float16", "transformers_version": "4.31.0.dev0",
+  "use_cache": true, "vocab_size": 32000})";
+
+const char* const kLlama32 = R"({"architectures": ["LlamaForCausalLM"], "attention_bias": false,
+  "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
+  "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+  "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama", "num_attention_heads": 32,
+  "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+  "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+  "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+  "tie_word_embeddings": true, "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0",
+  "use_cache": true, "vocab_size": 128256})";
+
+const char* const kMistral01 =
+    R"({"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+  "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+  "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32,
+  "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+  "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0",
+  "use_cache": true, "vocab_size": 32000})";
+
+const char* const kQwen25 = R"({"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0,
+  "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 896,
+  "initializer_range": 0.02, "intermediate_size": 4864, "max_position_embeddings": 32768,
+  "max_window_layers": 21, "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+  "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+  "tie_word_embeddings": true, "torch_dtype": "bfloat16", "transformers_version": "4.43.1", "use_cache": true,
+  "use_sliding_window": false, "vocab_size": 151936})";
+
+const char* const kQwen3 = R"({"architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
+  "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128,
+  "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
+  "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16,
+  "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": null,
+  "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+  "transformers_version": "4.51.0", "use_cache": true, "use_sliding_window": false, "vocab_size": 151936})";
+
+nlohmann::json with(const char* base, const char* patch) {
+  nlohmann::json json = nlohmann::json::parse(base);
+  json.update(nlohmann::json::parse(patch));
+  return json;
+}
+
+ModelSpec read(nlohmann::json json) {
+  const std::string architecture = json["architectures"][0];
+  Config config(std::move(json), "config.json");
+  ModelSpec spec = family_for(architecture, "config.json").read_config(config);
+  check_spec(spec, "config.json");
+  CHECK(config.unconsumed() == std::vector<std::string>{});
+  return spec;
+}
+ModelSpec read(const char* text) {
+  return read(nlohmann::json::parse(text));
+}
+
+const TensorPlan* find(const std::vector<TensorPlan>& plan, const std::string& name) {
+  for (const TensorPlan& tensor : plan)
+    if (tensor.name == name) return &tensor;
+  return nullptr;
+}
+
+// A small spec with every field away from its default.
+ModelSpec odd_spec() {
+  ModelSpec spec;
+  spec.family = "odd";
+  spec.vocab_size = 77, spec.dim = 36, spec.ffn_dim = 50, spec.n_layers = 2, spec.n_heads = 4,
+  spec.n_kv_heads = 2;
+  spec.head_dim = 10, spec.max_context = 99, spec.norm_eps = 1e-3f, spec.activation = Activation::kGeluTanh;
+  spec.tied_embeddings = spec.qkv_bias = spec.attn_out_bias = spec.mlp_bias = spec.qk_norm = spec.post_norms =
+      true;
+  spec.attn_scale = 0.3f, spec.embedding_scale = 6, spec.residual_scale = 0.5f, spec.logit_scale = 0.25f;
+  spec.attn_softcap = 50, spec.logit_softcap = 30;
+  spec.ropes = {{{1.0f, 0.1f}, 1.5f}, {{0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f}, 1}};
+  spec.layers = {{7, 1}, {0, -1}};
+  return spec;
+}
+
+}  // namespace
+
+TEST_CASE("published configs are read into the shapes of their models") {
+  const ModelSpec llama2 = read(kLlama2);
+  CHECK(llama2.family == "llama");
+  CHECK(llama2.head_dim == 128);
+  CHECK(llama2.max_context == 4096);
+  CHECK_FALSE(llama2.tied_embeddings);
+  CHECK(llama2.attn_scale == Approx(1 / std::sqrt(128.0)));
+  CHECK(llama2.ropes.at(0).inv_freq.size() == 64);
+  CHECK(llama2.ropes[0].inv_freq[63] == Approx(std::pow(10000.0, -126.0 / 128)));
+
+  const ModelSpec llama32 = read(kLlama32);
+  CHECK(llama32.tied_embeddings);
+  CHECK(llama32.kv_rows() == 512);
+
+  const ModelSpec mistral = read(kMistral01);
+  CHECK(mistral.layers.at(31).window == 4096);
+  CHECK(read(with(kMistral01, R"({"sliding_window": null})")).layers.at(31).window == 0);
+
+  const ModelSpec qwen25 = read(kQwen25);
+  CHECK(qwen25.qkv_bias);
+  CHECK_FALSE(qwen25.attn_out_bias);
+  CHECK(qwen25.layers.at(23).window == 0);
+
+  const ModelSpec qwen3 = read(kQwen3);
+  CHECK(qwen3.qk_norm);
+  CHECK(qwen3.q_rows() == 2048);
+  CHECK_FALSE(qwen3.qkv_bias);
+}
+
+TEST_CASE("qwen windows follow use_sliding_window, max_window_layers and layer_types") {
+  const ModelSpec spec = read(with(kQwen25, R"({"use_sliding_window": true, "sliding_window": 512})"));
+  CHECK(spec.layers.at(20).window == 0);
+  CHECK(spec.layers.at(21).window == 512);
+  nlohmann::json json = with(kQwen25, R"({"use_sliding_window": true, "sliding_window": 512})");
+  for (int i = 0; i < 24; ++i) json["layer_types"].push_back(i % 2 ? "full_attention" : "sliding_attention");
+  CHECK(read(json).layers.at(0).window == 512);
+  CHECK(read(json).layers.at(21).window == 0);
+}
+
+// Figures from an independent evaluation of the published formulas in numpy (float64).
+TEST_CASE("rope scalings match independently computed frequencies") {
+  const RopeSpec llama3 = read(kLlama32).ropes.at(0);
+  CHECK(llama3.inv_freq[0] == Approx(1.0).epsilon(1e-6));
+  CHECK(llama3.inv_freq[14] == Approx(0.003211445994752591).epsilon(1e-6));
+  CHECK(llama3.inv_freq[16] == Approx(0.00042955679655936815).epsilon(1e-6));
+  CHECK(llama3.inv_freq[31] == Approx(9.41830672543491e-08).epsilon(1e-6));
+  CHECK(llama3.scale == 1);
+
+  const RopeSpec linear =
+      read(with(kLlama2, R"({"rope_scaling": {"type": "linear", "factor": 4.0}})")).ropes.at(0);
+  CHECK(linear.inv_freq[1] == Approx(std::pow(10000.0, -2.0 / 128) / 4));
+
+  const ModelSpec yarn = read(with(kQwen3, R"({"rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+    "original_max_position_embeddings": 32768}})"));
+  CHECK(yarn.max_context == 131072);
+  CHECK(yarn.ropes.at(0).scale == Approx(0.1 * std::log(4.0) + 1));
+  CHECK(yarn.ropes[0].inv_freq[20] == Approx(0.01333521432163324).epsilon(1e-6));
+  CHECK(yarn.ropes[0].inv_freq[30] == Approx(0.0010643609812470017).epsilon(1e-6));
+  CHECK(yarn.ropes[0].inv_freq[63] == Approx(3.102344401879299e-07).epsilon(1e-6));
+}
+
+TEST_CASE("rope_parameters of newer configs mean what rope_theta and rope_scaling meant") {
+  nlohmann::json json = nlohmann::json::parse(kLlama32);
+  json["rope_parameters"] = json["rope_scaling"];
+  json["rope_parameters"]["rope_theta"] = json["rope_theta"];
+  json.erase("rope_scaling");
+  json.erase("rope_theta");
+  CHECK(read(json).ropes.at(0).inv_freq == read(kLlama32).ropes.at(0).inv_freq);
+}
+
+TEST_CASE("what pith lacks is refused with its name") {
+  const auto refuse = [](const nlohmann::json& json, const char* part) {
+    CHECK_THROWS_WITH(read(json), Contains(part));
+  };
+  refuse(with(kLlama2, R"({"rope_scaling": {"type": "dynamic", "factor": 2.0}})"), "'dynamic'");
+  refuse(with(kLlama2, R"({"rope_scaling": {"type": "linear", "factor": 2.0, "foo": 1}})"), "'foo'");
+  refuse(with(kLlama2, R"({"hidden_act": "relu"})"), "'relu'");
+  refuse(with(kLlama2, R"({"quantization_config": {"bits": 4}})"), "quantization_config");
+  refuse(with(kLlama2, R"({"architectures": ["MambaForCausalLM"]})"), "MambaForCausalLM");
+  refuse(with(kLlama2, R"({"rope_interleaved": true})"), "rope_interleaved");
+  refuse(with(kLlama2, R"({"hidden_size": "big"})"), "'hidden_size' is string, expected a count");
+  refuse(with(kLlama2, R"({"hidden_size": -4})"), "expected a whole number");
+  refuse(with(kLlama2, R"({"hidden_size": 1.5})"), "expected a whole number");
+  refuse(with(kLlama2, R"({"num_hidden_layers": 2000000000})"), "at most 1024");
+  refuse(with(kLlama2, R"({"num_attention_heads": 33})"), "not a multiple");
+  refuse(with(kLlama2, R"({"num_key_value_heads": 5})"), "divisor");
+  refuse(with(kQwen25, R"({"layer_types": ["full_attention"]})"), "1 entries");
+  refuse(with(kQwen25, R"({"use_mrope": true})"), "use_mrope");
+  refuse(with(kLlama2, R"({"rope_theta": 0})"), "rope_theta");
+}
+
+TEST_CASE("an unknown config key stays unconsumed") {
+  Config config(with(kLlama2, R"({"surprise": 1})"), "config.json");
+  family_for("LlamaForCausalLM", "config.json").read_config(config);
+  CHECK(config.unconsumed() == std::vector<std::string>{"surprise"});
+}
+
+TEST_CASE("a plan names every tensor once and fuses matrices of one input") {
+  const ModelSpec spec = read(kQwen25);
+  const std::vector<TensorPlan> plan = family_for("Qwen2ForCausalLM", "").plan(spec);
+  std::set<std::string> names, sources;
+  for (const TensorPlan& tensor : plan) {
+    CHECK(names.insert(tensor.name).second);
+    for (const TensorSource& source : tensor.sources) CHECK(sources.insert(source.name).second);
+  }
+  CHECK(plan.size() == 2 + 24 * 7);
+  CHECK(find(plan, "head") == nullptr);  // tied
+  const TensorPlan* const qkv = find(plan, "layers.3.attn_qkv");
+  REQUIRE(qkv != nullptr);
+  CHECK(qkv->n_rows == 896 + 2 * 128);
+  CHECK(qkv->sources.at(2).name == "model.layers.3.self_attn.v_proj.weight");
+  const TensorPlan* const gate_up = find(plan, "layers.23.ffn_gate_up");
+  REQUIRE(gate_up != nullptr);
+  CHECK(gate_up->n_rows == 2 * 4864);
+  CHECK(gate_up->order == RowOrder::kInterleave16);
+  CHECK(find(family_for("LlamaForCausalLM", "").plan(read(kLlama2)), "head") != nullptr);
+}
+
+TEST_CASE("a spec survives metadata and its bytes") {
+  const ModelSpec spec = odd_spec();
+  Metadata metadata;
+  store_spec(spec, metadata);
+  const ModelSpec back = load_spec(Metadata::parse(metadata.serialize()), "memory");
+  Metadata again;
+  store_spec(back, again);
+  CHECK(again.entries() == metadata.entries());
+  CHECK(back.layers.at(1).rope_idx == -1);
+  CHECK(back.ropes.at(1).inv_freq == spec.ropes[1].inv_freq);
+  CHECK(back.activation == Activation::kGeluTanh);
+  CHECK(back.post_norms);
+}
+
+TEST_CASE("a spec outside the caps is refused with the field's name") {
+  const auto refuse = [](auto&& change, const char* part) {
+    ModelSpec spec = odd_spec();
+    change(spec);
+    CHECK_THROWS_WITH(check_spec(spec, "memory"), Contains(part));
+    Metadata metadata;
+    store_spec(spec, metadata);
+    CHECK_THROWS_WITH(load_spec(metadata, "memory"), Contains(part));
+  };
+  refuse([](ModelSpec& s) { s.vocab_size = 0; }, "vocab_size");
+  refuse([](ModelSpec& s) { s.dim = 65473; }, "dim");
+  refuse([](ModelSpec& s) { s.ffn_dim = 0; }, "ffn_dim");
+  refuse([](ModelSpec& s) { s.n_layers = 0, s.layers.clear(); }, "n_layers");
+  refuse([](ModelSpec& s) { s.layers.pop_back(); }, "layers");
+  refuse([](ModelSpec& s) { s.n_heads = 5; }, "divisor");
+  refuse([](ModelSpec& s) { s.n_kv_heads = 0; }, "n_kv_heads");
+  refuse([](ModelSpec& s) { s.head_dim = 11; }, "even");
+  refuse([](ModelSpec& s) { s.head_dim = 1024, s.n_heads = 1000; }, "n_heads * head_dim");
+  refuse([](ModelSpec& s) { s.max_context = 0; }, "max_context");
+  refuse([](ModelSpec& s) { s.attn_scale = 0; }, "attn_scale");
+  refuse([](ModelSpec& s) { s.norm_eps = -1; }, "norm_eps");
+  refuse([](ModelSpec& s) { s.ropes[0].inv_freq.resize(6); }, "inv_freq");
+  refuse([](ModelSpec& s) { s.ropes[1].scale = 0; }, "rope.scale");
+  refuse([](ModelSpec& s) { s.layers[0].rope_idx = 2; }, "rope");
+  refuse([](ModelSpec& s) { s.activation = static_cast<Activation>(3); }, "activation");
+}
