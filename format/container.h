@@ -3,10 +3,10 @@
 // Opening is validating: a Container exists only if header, metadata and directory passed every check, so
 // nothing that uses one has to check sizes, offsets or dimensions again. Tensor *data* checksums are verified
 // by verify_tensor(), not on opening (a mapped model starts without reading what it does not need).
-// Immutable after construction; any thread may read it. Throws Error(kIo) and Error(kFormat).
+// Immutable after construction; any thread may read it. Throws Error(kIo), Error(kFormat), and
+// Error(kUnsupported) for a file of a later major version or one that requires a feature this reader lacks.
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -27,41 +27,50 @@ struct Tensor {
   std::string name;
   TensorKind kind;
   uint32_t n_rows, n_cols;
-  q24::Shape q24;           // kQ24 only
-  const uint8_t* data;      // 128-byte aligned, inside the mapping
+  q24::Shape q24;               // kQ24 only
+  const uint8_t* data;          // 128-byte aligned, inside the mapping
   uint64_t offset, size_bytes;  // in the file; size is a multiple of 128 (zero padded)
-  uint64_t checksum;        // XXH3-64 of the data, seeded with name and offset (see FORMAT.md)
+  uint64_t checksum;            // XXH3-64 of the data, seeded with name and offset (see FORMAT.md)
 
-  q24::View q24_view() const;  // precondition: kind == kQ24
+  // The permutation of a kQ24 tensor, else empty: a copy made and checked on opening, because kernels index
+  // with it and a mapping can change under them. Views point here.
+  std::vector<uint16_t> perm;
+
+  q24::View q24_view()
+      const;  // precondition: kind == kQ24; the view lives as long as this Tensor and its Container
 };
 
 class Container {
  public:
   enum class Access { kMap, kRead /* --no-mmap: into memory */ };
-  static Container open(const std::string& path, Access access = Access::kMap);
-  // From bytes in memory (tests, fuzzing). `name` appears in messages. The bytes must outlive the Container.
+  static Container open(const std::string& path, Access access = Access::kMap, Io& io = Io::system());
+  // From bytes in memory (tests, fuzzing), 128-byte aligned. `name` appears in messages. The bytes must
+  // outlive the Container.
   static Container from_bytes(std::span<const uint8_t> bytes, const std::string& name);
 
-  const std::string& path() const;
-  uint64_t file_size() const;
-  const Metadata& metadata() const;
-  const std::vector<Tensor>& tensors() const;  // in file order
-  const Tensor* find(std::string_view name) const;  // nullptr when absent
-  const Tensor& get(std::string_view name) const;   // throws kFormat when absent
+  const std::string& path() const { return path_; }
+  uint64_t file_size() const { return bytes_.size(); }
+  const Metadata& metadata() const { return metadata_; }
+  const std::vector<Tensor>& tensors() const { return tensors_; }  // in file order
+  const Tensor* find(std::string_view name) const;                 // nullptr when absent
+  const Tensor& get(std::string_view name) const;                  // throws kFormat when absent
 
   // Recomputes the tensor's checksum and checks its content. Throws kFormat naming the tensor.
   void verify_tensor(const Tensor& tensor) const;
   // A hash of header, metadata and directory (hence of every tensor checksum): identifies the model.
-  uint64_t fingerprint() const;
+  uint64_t fingerprint() const { return fingerprint_; }
 
  private:
   Container() = default;
+  void parse();  // bytes_ and path_ to everything below
+  void parse_directory(std::span<const uint8_t> directory, uint32_t n_tensors, uint64_t tensors_end);
+
   MappedFile file_;
   std::string path_;
   std::span<const uint8_t> bytes_;
   Metadata metadata_;
-  std::vector<Tensor> tensors_;  // sorted index by name kept beside it
-  std::vector<uint32_t> by_name_;
+  std::vector<Tensor> tensors_;
+  std::vector<uint32_t> by_name_;  // indices of tensors_, sorted by name
   uint64_t fingerprint_ = 0;
 };
 

@@ -5,7 +5,9 @@
 
 namespace pith {
 
-inline float bf16_to_float(uint16_t h) { return std::bit_cast<float>(uint32_t{h} << 16); }
+inline float bf16_to_float(uint16_t h) {
+  return std::bit_cast<float>(uint32_t{h} << 16);
+}
 
 inline uint16_t float_to_bf16(float f) {
   const uint32_t u = std::bit_cast<uint32_t>(f);
@@ -28,8 +30,8 @@ inline uint16_t float_to_f16(float f) {
   const uint32_t rest = u & 0x7fffffff;
   if (rest > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
   if (rest >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to Inf
-  if (rest < 0x38800000) {                                              // subnormal or zero: let the FPU round
-    const float shifted = std::bit_cast<float>(rest) + 0.5f;            // ulp of [0.5, 1) is 2^-24
+  if (rest < 0x38800000) {                                    // subnormal or zero: let the FPU round
+    const float shifted = std::bit_cast<float>(rest) + 0.5f;  // ulp of [0.5, 1) is 2^-24
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000));
   }
   const uint32_t rounded = rest + 0xfff + (rest >> 13 & 1);

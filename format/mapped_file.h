@@ -1,16 +1,21 @@
 // A read-only file in memory: mapped, or read whole where mapping is not wanted. Move-only RAII.
+//
+// The start is 128-byte aligned either way. A mapping shows the file as it is now: whoever truncates a file
+// in use kills the process with SIGBUS, which is what `read` is for.
 #pragma once
 #include <cstdint>
 #include <span>
 #include <string>
+
+#include "format/io.h"
 
 namespace pith {
 
 class MappedFile {
  public:
   MappedFile() = default;
-  static MappedFile map(const std::string& path);   // throws Error(kIo)
-  static MappedFile read(const std::string& path);  // 128-byte aligned heap copy
+  static MappedFile map(const std::string& path, Io& io = Io::system());   // throws Error(kIo)
+  static MappedFile read(const std::string& path, Io& io = Io::system());  // heap copy; also kOutOfMemory
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
@@ -22,6 +27,7 @@ class MappedFile {
   uint8_t* data_ = nullptr;
   uint64_t size_ = 0;
   bool mapped_ = false;
+  Io* io_ = nullptr;
 };
 
 }  // namespace pith

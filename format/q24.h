@@ -48,12 +48,17 @@ constexpr uint32_t kPanelRows = 32;
 constexpr uint32_t kLineCols = 16;
 constexpr uint32_t kLineBytes = 128;
 constexpr uint32_t kColAlign = 64;
-constexpr uint32_t kMaxCols = 65472;     // a uint16 column index, 0xffff kept for pads
-constexpr uint32_t kActivationBlock = 128;  // columns that share one int8 activation scale (kernels, not the file)
+constexpr uint32_t kMaxCols = 65472;  // a uint16 column index, 0xffff kept for pads
+constexpr uint32_t kActivationBlock =
+    128;  // columns sharing one int8 activation scale (kernels, not the file)
 
 // Row of the panel held by word w of a line, and back.
-constexpr uint32_t word_row(uint32_t w) { return 8 * (w % 4) + w / 4; }
-constexpr uint32_t row_word(uint32_t r) { return 4 * (r % 8) + r / 8; }
+constexpr uint32_t word_row(uint32_t w) {
+  return 8 * (w % 4) + w / 4;
+}
+constexpr uint32_t row_word(uint32_t r) {
+  return 4 * (r % 8) + r / 8;
+}
 
 // What distinguishes one Q24 tensor from another. Checked by make_layout.
 struct Shape {
@@ -69,8 +74,8 @@ struct Layout {
   Shape shape;
   uint32_t padded_cols, n_panels, n_lines /* padded_cols / 16 */, n_fine_lines, n_pairs /* group pairs */;
   uint64_t perm, col_scale, row_scale, base, fine, scales, outliers;  // offsets
-  uint64_t scales_stride;                                            // bytes per panel of `scales`
-  uint64_t size_bytes;                                               // a multiple of 128
+  uint64_t scales_stride;                                             // bytes per panel of `scales`
+  uint64_t size_bytes;                                                // a multiple of 128
 };
 
 // Throws Error(kFormat) naming the field when a shape breaks the rules above.

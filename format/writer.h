@@ -1,10 +1,15 @@
-// Writing a .pith file: tensors stream out one by one, metadata and directory follow, the header is written last.
+// Writing a .pith file: tensors stream out one by one, metadata and directory follow, the header comes last.
 //
 // The file is written as PATH.part and renamed to PATH by finish() after fsync, so PATH either does not exist,
 // or is what it was, or is complete. An unfinished .part never opens: its header is zero.
-// Resume: `Writer::resume` reads the .part's journal (PATH.part.journal: one record per finished tensor, each with a
-// checksum, bound to a caller-given fingerprint of source and options) and continues after the last whole tensor.
-// Not thread safe. Throws Error(kIo) naming path and cause (no space left, permission, ...).
+//
+// Resume: PATH.part.journal has one record per finished tensor, each with a checksum, bound to a caller-given
+// fingerprint of source and options. A new Writer reads it, verifies the tensors' data and continues after the
+// last whole one; the finished file has the same bytes as one written in one go.
+//
+// One Writer per PATH at a time, also across processes (a lock on the .part). Not thread safe. Throws
+// Error(kIo) naming path and cause (no space left, permission, ...), kInvalidArgument for a bad name or size.
+// After a failed call the Writer is as before it: the caller may free space and repeat the call, or give up.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -18,20 +23,23 @@ namespace pith {
 
 class Writer {
  public:
-  // Starts PATH.part. job: identifies source and options; when a .part with the same job exists it is continued
-  // (n_resumed() > 0 then), otherwise it is replaced.
-  Writer(const std::string& path, uint64_t job);
+  // Starts PATH.part. job: identifies source and options; when a .part with the same job exists it is
+  // continued (n_resumed() > 0 then), otherwise it is replaced.
+  Writer(const std::string& path, uint64_t job, Io& io = Io::system());
   ~Writer();  // keeps .part and journal after an interruption (they are the resume state)
   Writer(Writer&&) noexcept;
 
-  size_t n_resumed() const;                      // tensors already on disk
-  bool has(std::string_view name) const;         // among them?
+  size_t n_resumed() const;               // tensors already on disk
+  bool has(std::string_view name) const;  // among them?
 
   // Plain tensors: data is n_rows * n_cols elements, row-major. Order of calls is the order in the file.
-  void add(const std::string& name, TensorKind kind, uint32_t n_rows, uint32_t n_cols, std::span<const uint8_t> data);
+  void add(const std::string& name, TensorKind kind, uint32_t n_rows, uint32_t n_cols,
+           std::span<const uint8_t> data);
   void add(const std::string& name, const q24::Unpacked& tensor);
-  // A small blob kept in the journal with the tensor added last (the converter keeps quality figures there),
-  // so that a resumed run knows it again.
+  // A small blob kept in the journal with a tensor (the converter keeps quality figures there), so that a
+  // resumed run knows it again. Noted before the tensor is added, the two are journaled as one: whoever finds
+  // the tensor after an interruption finds the note. Noted after, an interruption between the two leaves the
+  // tensor without it.
   void note(const std::string& name, const std::string& text);
   std::string noted(const std::string& name) const;  // "" when absent
 

@@ -1,0 +1,417 @@
+// Writer: streams tensors to PATH.part, journals them, and puts the file in place at the end.
+//
+// Journal (private to this file; little-endian): magic[8], u64 job, u64 checksum; then records
+//   u32 type, u32 payload size | payload | u64 checksum of the three, seeded with the previous checksum
+// Type 1, a tensor: TensorRecord, name.  Type 2, a note: u32 name size, name, text.
+// The chain of checksums ends at the first record that a crash cut short, or that a failed write left behind.
+#include "format/writer.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "format/checked.h"
+#include "format/checksum.h"
+#include "format/records.h"
+
+namespace pith {
+namespace {
+
+constexpr std::array<uint8_t, 8> kJournalMagic = {'P', 'I', 'T', 'H', 'J', 'N', 'L', '1'};
+constexpr uint32_t kTensorType = 1, kNoteType = 2;
+constexpr uint64_t kDataStart = sizeof(HeaderRecord);
+
+void append(Bytes& out, const void* data, size_t size) {
+  const auto* const bytes = static_cast<const uint8_t*>(data);
+  out.insert(out.end(), bytes, bytes + size);
+}
+
+template <typename T>
+void append(Bytes& out, const T& value) {
+  append(out, &value, sizeof value);
+}
+
+struct JournalHead {
+  std::array<uint8_t, 8> magic;
+  uint64_t job;
+};
+
+// A journal in the making: bytes and the checksum that the next record continues.
+struct JournalBytes {
+  Bytes bytes;
+  uint64_t chain;
+
+  void add(uint32_t type, std::span<const uint8_t> payload) {
+    const size_t at = bytes.size();
+    append(bytes, type);
+    append(bytes, static_cast<uint32_t>(payload.size()));
+    append(bytes, payload.data(), payload.size());
+    chain = checksum64(std::span(bytes).subspan(at), chain);
+    append(bytes, chain);
+  }
+  void add_note(const std::string& name, const std::string& text) {
+    Bytes payload;
+    append(payload, static_cast<uint32_t>(name.size()));
+    append(payload, name.data(), name.size());
+    append(payload, text.data(), text.size());
+    add(kNoteType, payload);
+  }
+  void add_tensor(const TensorRecord& record, const std::string& name) {
+    Bytes payload;
+    append(payload, record);
+    append(payload, name.data(), name.size());
+    add(kTensorType, payload);
+  }
+};
+
+// A journal that may be damaged anywhere: next() is false from the first record that is not whole.
+class JournalReader {
+ public:
+  explicit JournalReader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
+
+  bool head(uint64_t job) {
+    JournalHead expected{kJournalMagic, job};
+    if (bytes_.size() < sizeof expected + 8) return false;
+    chain_ = checksum64(bytes_of(expected));
+    if (std::memcmp(bytes_.data(), &expected, sizeof expected) != 0 || load64(sizeof expected) != chain_)
+      return false;
+    at_ = sizeof expected + 8;
+    return true;
+  }
+  bool next() {
+    if (bytes_.size() - at_ < 16) return false;
+    uint32_t size;
+    std::memcpy(&type_, bytes_.data() + at_, 4);
+    std::memcpy(&size, bytes_.data() + at_ + 4, 4);
+    if (bytes_.size() - at_ - 16 < size) return false;
+    const uint64_t sum = checksum64(bytes_.subspan(at_, 8 + size_t{size}), chain_);
+    if (load64(at_ + 8 + size) != sum) return false;
+    payload_ = bytes_.subspan(at_ + 8, size);
+    chain_ = sum;
+    at_ += 16 + size_t{size};
+    return true;
+  }
+  uint32_t type() const { return type_; }
+  std::span<const uint8_t> payload() const { return payload_; }
+  uint64_t position() const { return at_; }
+  uint64_t chain() const { return chain_; }
+
+ private:
+  uint64_t load64(uint64_t at) const {
+    uint64_t value;
+    std::memcpy(&value, bytes_.data() + at, sizeof value);
+    return value;
+  }
+
+  std::span<const uint8_t> bytes_, payload_;
+  uint64_t at_ = 0, chain_ = 0;
+  uint32_t type_ = 0;
+};
+
+std::string as_string(std::span<const uint8_t> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+}  // namespace
+
+struct Writer::Impl {
+  Io& io;
+  const std::string path, part_path, journal_path;
+  File part, journal;
+  std::vector<TensorRecord> records;
+  std::vector<std::string> names;
+  std::map<std::string, size_t, std::less<>> index;  // of records and names
+  std::map<std::string, std::string> notes;          // also of tensors not yet added
+  uint64_t end = kDataStart;                         // of the last whole tensor in the .part
+  uint64_t journal_end = 0, chain = 0;
+  size_t n_resumed = 0;
+  bool done = false;  // finished or discarded
+
+  Impl(const std::string& target, Io& system)
+      : io(system), path(target), part_path(target + ".part"), journal_path(target + ".part.journal") {}
+
+  void start(uint64_t job);
+  void open_part();
+  void resume(uint64_t job);
+  bool data_is_whole(const TensorRecord& record, const std::string& name, uint64_t part_size) const;
+  void commit(const TensorRecord& record, const std::string& name);
+  void append_journal(const JournalBytes& more);
+
+  uint64_t begin_tensor(const std::string& name) const;
+  void end_tensor(TensorRecord record, const std::string& name);
+  void sync_folder() const;
+};
+
+void Writer::Impl::open_part() {
+  for (;;) {
+    part = File(io, part_path, O_RDWR | O_CREAT);
+    if (io.flock(part.fd(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+      throw_error(ErrorCode::kIo, "{}: another process is writing it", part_path);
+    // Between open and lock another writer may have renamed this very file to PATH: then it is no longer
+    // ours.
+    struct stat opened, named;
+    if (io.fstat(part.fd(), &opened) != 0) throw_io(part_path, "read the size", errno);
+    if (io.stat(part_path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+        opened.st_ino == named.st_ino)
+      return;
+  }
+}
+
+void Writer::Impl::start(uint64_t job) {
+  struct stat target;
+  if (io.stat(path.c_str(), &target) == 0 && !S_ISREG(target.st_mode))
+    throw_error(ErrorCode::kIo, "{}: exists and is not a regular file", path);
+  open_part();
+  const bool is_new = part.size_bytes() == 0;
+  try {
+    journal = File(io, journal_path, O_RDWR | O_CREAT);
+    resume(job);
+    const std::array<uint8_t, kDataStart> no_header{};
+    part.write_at(0, no_header.data(), no_header.size());
+    part.truncate(end);
+    if (journal_end == 0) {
+      const JournalHead head{kJournalMagic, job};
+      JournalBytes fresh{{}, checksum64(bytes_of(head))};
+      append(fresh.bytes, head);
+      append(fresh.bytes, fresh.chain);
+      append_journal(fresh);
+    }
+    journal.truncate(journal_end);
+  } catch (...) {
+    if (is_new) {
+      io.unlink(part_path.c_str());
+      io.unlink(journal_path.c_str());
+    }
+    throw;
+  }
+}
+
+void Writer::Impl::resume(uint64_t job) {
+  Bytes bytes(journal.size_bytes());
+  bytes.resize(journal.read_at(0, bytes.data(), bytes.size()));
+  const uint64_t part_size = part.size_bytes();
+  JournalReader reader(bytes);
+  if (!reader.head(job)) return;
+  const auto keep = [&] {
+    journal_end = reader.position();
+    chain = reader.chain();
+  };
+  keep();
+  std::map<std::string, std::string> early_notes;  // their tensor comes later, or never
+  while (reader.next()) {
+    const auto payload = reader.payload();
+    if (reader.type() == kTensorType && payload.size() > sizeof(TensorRecord)) {
+      TensorRecord record;
+      std::memcpy(&record, payload.data(), sizeof record);
+      const std::string name = as_string(payload.subspan(sizeof record));
+      if (!data_is_whole(record, name, part_size)) break;
+      commit(record, name);
+      if (auto note = early_notes.extract(name)) notes.insert(std::move(note));
+      keep();
+    } else if (reader.type() == kNoteType && payload.size() >= 4) {
+      uint32_t name_size;
+      std::memcpy(&name_size, payload.data(), sizeof name_size);
+      if (name_size > payload.size() - 4) break;
+      const std::string name = as_string(payload.subspan(4, name_size));
+      const bool is_early = index.find(name) == index.end();
+      (is_early ? early_notes : notes)[name] = as_string(payload.subspan(4 + size_t{name_size}));
+      if (!is_early) keep();
+    } else {
+      break;
+    }
+  }
+  n_resumed = records.size();
+}
+
+bool Writer::Impl::data_is_whole(const TensorRecord& record, const std::string& name,
+                                 uint64_t part_size) const {
+  if (record.offset != end || !range_fits(record.offset, record.size, part_size)) return false;
+  Checksum64 checksum(tensor_seed(name, record.offset));
+  Bytes chunk(std::min<uint64_t>(record.size, 1 << 20));
+  for (uint64_t at = 0; at < record.size;) {
+    const size_t want = std::min<uint64_t>(record.size - at, chunk.size());
+    if (part.read_at(record.offset + at, chunk.data(), want) != want) return false;
+    checksum.update({chunk.data(), want});
+    at += want;
+  }
+  return checksum.value() == record.checksum;
+}
+
+void Writer::Impl::commit(const TensorRecord& record, const std::string& name) {
+  index.emplace(name, records.size());
+  names.push_back(name);
+  records.push_back(record);
+  end = record.offset + record.size;
+}
+
+void Writer::Impl::append_journal(const JournalBytes& more) {
+  journal.write_at(journal_end, more.bytes.data(), more.bytes.size());
+  journal_end += more.bytes.size();
+  chain = more.chain;
+}
+
+uint64_t Writer::Impl::begin_tensor(const std::string& name) const {
+  if (done) throw_error(ErrorCode::kInternal, "{}: a tensor after the end", path);
+  if (!is_valid_name(name))
+    throw_error(ErrorCode::kInvalidArgument, "{}: tensor name '{}': expected [a-z0-9_.]+", path, name);
+  if (index.find(name) != index.end())
+    throw_error(ErrorCode::kInvalidArgument, "{}: tensor '{}' is added twice", path, name);
+  return end;
+}
+
+void Writer::Impl::end_tensor(TensorRecord record, const std::string& name) {
+  JournalBytes more{{}, chain};
+  if (const auto note = notes.find(name); note != notes.end()) more.add_note(name, note->second);
+  more.add_tensor(record, name);
+  append_journal(more);
+  commit(record, name);
+}
+
+void Writer::Impl::sync_folder() const {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  const File file(io, folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
+  if (io.fsync(file.fd()) != 0 && errno != EINVAL)
+    throw_io(folder, "flush to disk", errno);  // EINVAL: not supported
+}
+
+Writer::Writer(const std::string& path, uint64_t job, Io& io) : impl_(std::make_unique<Impl>(path, io)) {
+  impl_->start(job);
+}
+
+Writer::~Writer() = default;
+Writer::Writer(Writer&&) noexcept = default;
+
+size_t Writer::n_resumed() const {
+  return impl_->n_resumed;
+}
+bool Writer::has(std::string_view name) const {
+  return impl_->index.find(name) != impl_->index.end();
+}
+
+void Writer::add(const std::string& name, TensorKind kind, uint32_t n_rows, uint32_t n_cols,
+                 std::span<const uint8_t> data) {
+  Impl& w = *impl_;
+  const uint64_t offset = w.begin_tensor(name);
+  if (kind == TensorKind::kQ24)
+    throw_error(ErrorCode::kInternal, "tensor '{}': q24 needs its Unpacked", name);
+  const uint64_t size = tensor_size(kind, {n_rows, n_cols, 0, 0, 0});
+  const uint64_t used = uint64_t{n_rows} * n_cols * element_size(kind);
+  if (data.size() != used)
+    throw_error(ErrorCode::kInvalidArgument, "tensor '{}' [{}, {}] {}: {} bytes, expected {}", name, n_rows,
+                n_cols, to_string(kind), data.size(), used);
+  const std::array<uint8_t, kFileAlign> zeros{};
+  Checksum64 checksum(tensor_seed(name, offset));
+  checksum.update(data);
+  checksum.update(std::span(zeros).first(size - used));
+  w.part.write_at(offset, data.data(), used);
+  w.part.write_at(offset + used, zeros.data(), size - used);
+  w.end_tensor({.name_offset = 0,
+                .name_size = static_cast<uint16_t>(name.size()),
+                .kind = static_cast<uint8_t>(kind),
+                .group = 0,
+                .n_rows = n_rows,
+                .n_cols = n_cols,
+                .n_fine = 0,
+                .n_slots = 0,
+                .offset = offset,
+                .size = size,
+                .checksum = checksum.value(),
+                .reserved = {}},
+               name);
+}
+
+void Writer::add(const std::string& name, const q24::Unpacked& tensor) {
+  Impl& w = *impl_;
+  const uint64_t offset = w.begin_tensor(name);
+  const q24::Shape& shape = tensor.shape;
+  Bytes data(q24::make_layout(shape).size_bytes);
+  q24::pack(tensor, data);
+  q24::check(q24::make_view(shape, data.data()), name.c_str());
+  w.part.write_at(offset, data.data(), data.size());
+  w.end_tensor({.name_offset = 0,
+                .name_size = static_cast<uint16_t>(name.size()),
+                .kind = static_cast<uint8_t>(TensorKind::kQ24),
+                .group = static_cast<uint8_t>(shape.group),
+                .n_rows = shape.n_rows,
+                .n_cols = shape.n_cols,
+                .n_fine = shape.n_fine,
+                .n_slots = shape.n_slots,
+                .offset = offset,
+                .size = data.size(),
+                .checksum = checksum64(data, tensor_seed(name, offset)),
+                .reserved = {}},
+               name);
+}
+
+void Writer::note(const std::string& name, const std::string& text) {
+  Impl& w = *impl_;
+  if (has(name)) {
+    JournalBytes more{{}, w.chain};
+    more.add_note(name, text);
+    w.append_journal(more);
+  }
+  w.notes[name] = text;
+}
+
+std::string Writer::noted(const std::string& name) const {
+  const auto note = impl_->notes.find(name);
+  return note == impl_->notes.end() ? std::string() : note->second;
+}
+
+void Writer::finish(const Metadata& metadata) {
+  Impl& w = *impl_;
+  if (w.done) throw_error(ErrorCode::kInternal, "{}: finished twice", w.path);
+  const Bytes metadata_bytes = metadata.serialize();
+  Bytes directory;
+  uint32_t name_offset = 0;
+  for (TensorRecord record : w.records) {
+    record.name_offset = name_offset;
+    name_offset += record.name_size;
+    append(directory, record);
+  }
+  for (const std::string& name : w.names) append(directory, name.data(), name.size());
+
+  HeaderRecord h{};
+  h.magic = kMagic;
+  h.major = kMajor;
+  h.minor = kMinor;
+  h.header_size = sizeof h;
+  h.metadata_offset = w.end;
+  h.metadata_size = metadata_bytes.size();
+  h.directory_offset = checked_round_up(h.metadata_offset + h.metadata_size, kFileAlign);
+  h.directory_size = directory.size();
+  h.file_size = checked_round_up(h.directory_offset + h.directory_size, kFileAlign);
+  h.n_tensors = static_cast<uint32_t>(w.records.size());
+  h.metadata_checksum = checksum64(metadata_bytes);
+  h.directory_checksum = checksum64(directory);
+  h.header_checksum = header_checksum(h);
+
+  Bytes tail(h.file_size - w.end);
+  std::memcpy(tail.data(), metadata_bytes.data(), metadata_bytes.size());
+  std::memcpy(tail.data() + (h.directory_offset - w.end), directory.data(), directory.size());
+  w.part.write_at(w.end, tail.data(), tail.size());
+  w.part.truncate(h.file_size);
+  w.part.sync();
+  w.part.write_at(0, &h, sizeof h);
+  w.part.sync();
+  if (w.io.rename(w.part_path.c_str(), w.path.c_str()) != 0)
+    throw_io(w.path, "put the finished file in place", errno);
+  w.done = true;
+  w.sync_folder();
+  w.io.unlink(w.journal_path.c_str());  // one left behind is replaced by the next Writer
+}
+
+void Writer::discard() {
+  Impl& w = *impl_;
+  w.done = true;
+  for (const std::string& path : {w.part_path, w.journal_path})
+    if (w.io.unlink(path.c_str()) != 0 && errno != ENOENT) throw_io(path, "remove", errno);
+}
+
+}  // namespace pith
