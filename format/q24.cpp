@@ -1,4 +1,4 @@
-// Q24: layout arithmetic, pack, unpack, scalar decode and content checks. q24.h is the description.
+// Q24: layout arithmetic, pack, unpack and scalar decode. q24.h is the description.
 //
 // pack and unpack move whole words: the four columns 4p..4p+3 of a row are one little-endian uint32 of codes,
 // and because byte j of a line's word holds columns 4p + j at bits 2p, a word is simply v0 | v1<<2 | v2<<4 |
@@ -31,15 +31,6 @@ void store32(uint8_t* p, uint32_t v) {
 }
 void store16(uint8_t* p, uint16_t v) {
   std::memcpy(p, &v, sizeof v);
-}
-
-bool f16_is_finite(uint16_t h) {
-  return (h & 0x7c00) != 0x7c00;
-}
-
-// Rows of panel `panel` that exist; the last panel may have fewer than 32.
-uint32_t panel_rows(const Layout& l, uint32_t panel) {
-  return static_cast<uint32_t>(std::min<uint64_t>(kPanelRows, l.shape.n_rows - uint64_t{panel} * kPanelRows));
 }
 
 uint32_t n_groups(const Layout& l) {
@@ -270,98 +261,6 @@ void dequantize_row(const View& view, uint32_t r, float* out) {
     if (column < s.n_cols) out[view.perm[column]] += f16_to_float(slots[size_t{i} * kPanelRows * 2 + 1]);
   }
   for (uint32_t c = 0; c < s.n_cols; ++c) out[view.perm[c]] *= f16_to_float(view.col_scale[c / kLineCols]);
-}
-
-void check_perm(const View& view, const char* tensor_name) {
-  const Layout& l = view.layout;
-  std::vector<bool> seen(l.shape.n_cols);
-  for (uint32_t c = 0; c < l.padded_cols; ++c) {
-    const uint16_t source = view.perm[c];
-    if (c >= l.shape.n_cols) {
-      if (source != 0xffff)
-        throw_error(ErrorCode::kFormat, "tensor '{}': perm[{}] is {}, expected 65535 (a pad)", tensor_name, c,
-                    source);
-    } else if (source >= l.shape.n_cols || seen[source]) {
-      throw_error(ErrorCode::kFormat, "tensor '{}': perm[{}] is {}, expected each of 0 to {} once",
-                  tensor_name, c, source, l.shape.n_cols - 1);
-    } else {
-      seen[source] = true;
-    }
-  }
-}
-
-void check(const View& view, const char* tensor_name) {
-  check_perm(view, tensor_name);
-  const Layout& l = view.layout;
-  const Shape& s = l.shape;
-  const auto refuse = [&](const char* plane, uint64_t at, const char* expected) {
-    throw_error(ErrorCode::kFormat, "tensor '{}': {} at {}: expected {}", tensor_name, plane, at, expected);
-  };
-  const auto check_zero = [&](const uint8_t* data, uint64_t size, const char* plane) {
-    for (uint64_t i = 0; i < size; ++i)
-      if (data[i] != 0) refuse(plane, i, "zero padding");
-  };
-
-  const uint32_t real_lines = (s.n_cols + kLineCols - 1) / kLineCols;
-  const uint32_t real_groups = (s.n_cols + s.group - 1) / s.group;
-  for (uint32_t i = 0; i < real_lines; ++i)
-    if (!f16_is_finite(view.col_scale[i])) refuse("col_scale", i, "a finite value");
-  check_zero(reinterpret_cast<const uint8_t*>(view.col_scale + real_lines),
-             l.row_scale - l.col_scale - real_lines * uint64_t{2}, "col_scale padding");
-
-  // Codes of pad columns: in the last real line the bits of columns >= n_cols, then whole lines.
-  uint32_t pad_bits = 0;
-  for (uint32_t c = s.n_cols; c < real_lines * kLineCols; ++c)
-    pad_bits |= 3u << (c % 4 * 8 + c % kLineCols / 4 * 2);
-  const uint32_t first_fine_line = l.n_lines - l.n_fine_lines;
-  const auto check_codes = [&](const uint8_t* lines, uint32_t n, uint32_t first_line, uint32_t rows,
-                               const char* plane) {
-    for (uint32_t i = 0; i < n; ++i) {
-      const uint32_t line = first_line + i;
-      uint32_t forbidden = 0;
-      if (line >= real_lines) forbidden = ~0u;
-      if (line + 1 == real_lines) forbidden = pad_bits;
-      if (forbidden == 0 && rows == kPanelRows) continue;
-      for (uint32_t w = 0; w < kPanelRows; ++w) {
-        const uint32_t mask = word_row(w) < rows ? forbidden : ~0u;
-        if (load32(lines + size_t{i} * kLineBytes + w * 4) & mask) refuse(plane, line, "zero in padding");
-      }
-    }
-  };
-
-  const uint32_t outlier_limit = std::min(s.n_cols, first_fine_col(l));
-  for (uint32_t panel = 0; panel < l.n_panels; ++panel) {
-    const uint32_t rows = panel_rows(l, panel);
-    check_codes(view.base + uint64_t{panel} * l.n_lines * kLineBytes, l.n_lines, 0, rows, "base");
-    check_codes(view.fine + uint64_t{panel} * l.n_fine_lines * kLineBytes, l.n_fine_lines, first_fine_line,
-                rows, "fine");
-    const uint8_t* const scales = view.scales + panel * l.scales_stride;
-    check_zero(scales + l.n_pairs * uint64_t{64}, l.scales_stride - l.n_pairs * uint64_t{64},
-               "scales padding");
-    for (uint32_t w = 0; w < kPanelRows; ++w) {
-      const uint32_t r = word_row(w);
-      const uint64_t row = uint64_t{panel} * kPanelRows + r;
-      const uint16_t* const row_scale = view.row_scale + (uint64_t{panel} * kPanelRows + w) * 2;
-      const uint16_t* const slots = view.outliers + (uint64_t{panel} * s.n_slots * kPanelRows + w) * 2;
-      const uint32_t row_groups = r < rows ? real_groups : 0;
-      for (uint32_t g = row_groups; g < n_groups(l); ++g)
-        if (scales[g / 2 * size_t{64} + w * 2 + g % 2] != 0) refuse("scales of row", row, "zero in padding");
-      if (r >= rows) {
-        if (row_scale[0] != 0 || row_scale[1] != 0) refuse("row_scale of row", row, "zero in padding");
-      } else if (!f16_is_finite(row_scale[0]) || !f16_is_finite(row_scale[1])) {
-        refuse("row_scale of row", row, "finite d and dmin");
-      }
-      for (uint32_t i = 0; i < s.n_slots; ++i) {
-        const uint16_t column = slots[size_t{i} * kPanelRows * 2];
-        const uint16_t delta = slots[size_t{i} * kPanelRows * 2 + 1];
-        if (r >= rows) {
-          if (column != 0 || delta != 0) refuse("outliers of row", row, "zero in padding");
-        } else if (column >= outlier_limit || !f16_is_finite(delta)) {
-          refuse("outliers of row", row, "a 2-bit column and a finite delta");
-        }
-      }
-    }
-  }
 }
 
 }  // namespace pith::q24

@@ -1,14 +1,11 @@
 // Writer: streams tensors to PATH.part, journals them, and puts the file in place at the end.
-//
-// Journal (private to this file; little-endian): magic[8], u64 job, u64 checksum; then records
-//   u32 type, u32 payload size | payload | u64 checksum of the three, seeded with the previous checksum
-// Type 1, a tensor: TensorRecord, name.  Type 2, a note: u32 name size, name, text.
-// The chain of checksums ends at the first record that a crash cut short, or that a failed write left behind.
 #include "format/writer.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -18,104 +15,17 @@
 
 #include "format/checked.h"
 #include "format/checksum.h"
+#include "format/journal.h"
 #include "format/records.h"
 
 namespace pith {
 namespace {
 
-constexpr std::array<uint8_t, 8> kJournalMagic = {'P', 'I', 'T', 'H', 'J', 'N', 'L', '1'};
-constexpr uint32_t kTensorType = 1, kNoteType = 2;
 constexpr uint64_t kDataStart = sizeof(HeaderRecord);
 
 void append(Bytes& out, const void* data, size_t size) {
   const auto* const bytes = static_cast<const uint8_t*>(data);
   out.insert(out.end(), bytes, bytes + size);
-}
-
-template <typename T>
-void append(Bytes& out, const T& value) {
-  append(out, &value, sizeof value);
-}
-
-struct JournalHead {
-  std::array<uint8_t, 8> magic;
-  uint64_t job;
-};
-
-// A journal in the making: bytes and the checksum that the next record continues.
-struct JournalBytes {
-  Bytes bytes;
-  uint64_t chain;
-
-  void add(uint32_t type, std::span<const uint8_t> payload) {
-    const size_t at = bytes.size();
-    append(bytes, type);
-    append(bytes, static_cast<uint32_t>(payload.size()));
-    append(bytes, payload.data(), payload.size());
-    chain = checksum64(std::span(bytes).subspan(at), chain);
-    append(bytes, chain);
-  }
-  void add_note(const std::string& name, const std::string& text) {
-    Bytes payload;
-    append(payload, static_cast<uint32_t>(name.size()));
-    append(payload, name.data(), name.size());
-    append(payload, text.data(), text.size());
-    add(kNoteType, payload);
-  }
-  void add_tensor(const TensorRecord& record, const std::string& name) {
-    Bytes payload;
-    append(payload, record);
-    append(payload, name.data(), name.size());
-    add(kTensorType, payload);
-  }
-};
-
-// A journal that may be damaged anywhere: next() is false from the first record that is not whole.
-class JournalReader {
- public:
-  explicit JournalReader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
-
-  bool head(uint64_t job) {
-    JournalHead expected{kJournalMagic, job};
-    if (bytes_.size() < sizeof expected + 8) return false;
-    chain_ = checksum64(bytes_of(expected));
-    if (std::memcmp(bytes_.data(), &expected, sizeof expected) != 0 || load64(sizeof expected) != chain_)
-      return false;
-    at_ = sizeof expected + 8;
-    return true;
-  }
-  bool next() {
-    if (bytes_.size() - at_ < 16) return false;
-    uint32_t size;
-    std::memcpy(&type_, bytes_.data() + at_, 4);
-    std::memcpy(&size, bytes_.data() + at_ + 4, 4);
-    if (bytes_.size() - at_ - 16 < size) return false;
-    const uint64_t sum = checksum64(bytes_.subspan(at_, 8 + size_t{size}), chain_);
-    if (load64(at_ + 8 + size) != sum) return false;
-    payload_ = bytes_.subspan(at_ + 8, size);
-    chain_ = sum;
-    at_ += 16 + size_t{size};
-    return true;
-  }
-  uint32_t type() const { return type_; }
-  std::span<const uint8_t> payload() const { return payload_; }
-  uint64_t position() const { return at_; }
-  uint64_t chain() const { return chain_; }
-
- private:
-  uint64_t load64(uint64_t at) const {
-    uint64_t value;
-    std::memcpy(&value, bytes_.data() + at, sizeof value);
-    return value;
-  }
-
-  std::span<const uint8_t> bytes_, payload_;
-  uint64_t at_ = 0, chain_ = 0;
-  uint32_t type_ = 0;
-};
-
-std::string as_string(std::span<const uint8_t> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
 }  // namespace
@@ -175,13 +85,7 @@ void Writer::Impl::start(uint64_t job) {
     const std::array<uint8_t, kDataStart> no_header{};
     part.write_at(0, no_header.data(), no_header.size());
     part.truncate(end);
-    if (journal_end == 0) {
-      const JournalHead head{kJournalMagic, job};
-      JournalBytes fresh{{}, checksum64(bytes_of(head))};
-      append(fresh.bytes, head);
-      append(fresh.bytes, fresh.chain);
-      append_journal(fresh);
-    }
+    if (journal_end == 0) append_journal(JournalBytes::head(job));
     journal.truncate(journal_end);
   } catch (...) {
     if (is_new) {
@@ -205,25 +109,17 @@ void Writer::Impl::resume(uint64_t job) {
   keep();
   std::map<std::string, std::string> early_notes;  // their tensor comes later, or never
   while (reader.next()) {
-    const auto payload = reader.payload();
-    if (reader.type() == kTensorType && payload.size() > sizeof(TensorRecord)) {
-      TensorRecord record;
-      std::memcpy(&record, payload.data(), sizeof record);
-      const std::string name = as_string(payload.subspan(sizeof record));
-      if (!data_is_whole(record, name, part_size)) break;
-      commit(record, name);
+    const std::string& name = reader.name();
+    if (reader.type() == JournalReader::Type::kTensor) {
+      if (!data_is_whole(reader.tensor(), name, part_size)) break;
+      commit(reader.tensor(), name);
       if (auto note = early_notes.extract(name)) notes.insert(std::move(note));
       keep();
-    } else if (reader.type() == kNoteType && payload.size() >= 4) {
-      uint32_t name_size;
-      std::memcpy(&name_size, payload.data(), sizeof name_size);
-      if (name_size > payload.size() - 4) break;
-      const std::string name = as_string(payload.subspan(4, name_size));
-      const bool is_early = index.find(name) == index.end();
-      (is_early ? early_notes : notes)[name] = as_string(payload.subspan(4 + size_t{name_size}));
-      if (!is_early) keep();
+    } else if (index.find(name) == index.end()) {
+      early_notes[name] = reader.text();
     } else {
-      break;
+      notes[name] = reader.text();
+      keep();
     }
   }
   n_resumed = records.size();
@@ -373,7 +269,7 @@ void Writer::finish(const Metadata& metadata) {
   for (TensorRecord record : w.records) {
     record.name_offset = name_offset;
     name_offset += record.name_size;
-    append(directory, record);
+    append(directory, &record, sizeof record);
   }
   for (const std::string& name : w.names) append(directory, name.data(), name.size());
 
