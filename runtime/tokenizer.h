@@ -45,15 +45,20 @@ class Tokenizer {
   virtual int32_t find(std::string_view token) const = 0;  // id of an exact token text, or -1
   virtual std::string token_text(int32_t id) const = 0;    // as in the vocabulary, e.g. "▁the", "<0x0A>"
 
-  int32_t bos_id() const { return bos_id_; }                       // -1 when there is none
+  int32_t bos_id() const { return bos_id_; }  // -1 when there is none
   bool adds_bos() const { return adds_bos_; }
   const std::vector<int32_t>& eos_ids() const { return eos_ids_; }  // union of every source
   bool is_eos(int32_t id) const;
+  // Chat: whether each text between special tokens begins with the dummy prefix, or only the first (checkpoints say).
+  bool prefix_each() const { return prefix_each_; }
 
  protected:
   int32_t bos_id_ = -1;
   bool adds_bos_ = false;
   std::vector<int32_t> eos_ids_;
+
+  Tokenizer(const Metadata& metadata, uint32_t vocab_size);  // reads the three and "tokenizer.prefix_each"
+  bool prefix_each_ = true;
 };
 
 }  // namespace pith

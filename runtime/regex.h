@@ -1,0 +1,35 @@
+// A regular expression from a checkpoint, executed by PCRE2 (this module alone includes it).
+//
+// Matching is by Unicode properties over valid UTF-8. It runs interpreted on the heap: no machine stack grows with the
+// text, and both steps and memory are limited, so that a hostile pattern ends in an error. Checkpoints write for
+// Oniguruma or Rust; `\s \S \w \W` are rewritten to those libraries' classes where PCRE2's differ.
+#pragma once
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace pith {
+
+struct TextRange {
+  size_t begin, end;  // bytes
+};
+
+class Pattern {
+ public:
+  // Throws Error(kUnsupported) naming the pattern and PCRE2's complaint or the construct.
+  explicit Pattern(const std::string& source);
+  ~Pattern();
+  Pattern(Pattern&&) noexcept;
+
+  // All matches in valid UTF-8, left to right, not overlapping; an empty one splits text but never follows a match
+  // directly. Throws Error(kUnsupported) when the limits are reached.
+  std::vector<TextRange> find_all(std::string_view text) const;
+
+ private:
+  struct Compiled;
+  std::unique_ptr<Compiled> compiled_;
+  std::string source_;
+};
+
+}  // namespace pith
