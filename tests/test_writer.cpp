@@ -63,6 +63,9 @@ class FaultyIo : public Io {
 // Small transfers, each interrupted once.
 class TrickleIo : public Io {
  public:
+  int open(const char* path, int flags, mode_t mode) override {
+    return interrupted() ? -1 : Io::open(path, flags, mode);
+  }
   ssize_t pread(int fd, void* data, size_t size, uint64_t offset) override {
     return interrupted() ? -1 : Io::pread(fd, data, std::min<size_t>(size, 100), offset);
   }
@@ -415,6 +418,65 @@ TEST_CASE("discard removes every trace") {
   writer.discard();
   CHECK(n_files(folder) == 0);
   CHECK_NOTHROW(writer.discard());
+}
+
+TEST_CASE("the header is written after the rest is on disk, and is on disk before the file is put in place") {
+  class RecordingIo : public Io {
+   public:
+    std::string calls;
+    ssize_t pwrite(int fd, const void* data, size_t size, uint64_t offset) override {
+      calls += offset == 0 ? "header " : "write ";
+      return Io::pwrite(fd, data, size, offset);
+    }
+    int ftruncate(int fd, uint64_t size) override {
+      calls += "truncate ";
+      return Io::ftruncate(fd, size);
+    }
+    int fsync(int fd) override {
+      struct stat st;
+      CHECK(Io::fstat(fd, &st) == 0);
+      calls += S_ISDIR(st.st_mode) ? "sync-folder " : "sync ";
+      return Io::fsync(fd);
+    }
+    int rename(const char* from, const char* to) override {
+      calls += "rename ";
+      return Io::rename(from, to);
+    }
+    int unlink(const char* path) override {
+      calls += "unlink ";
+      return Io::unlink(path);
+    }
+  } io;
+  const TempFolder folder;
+  Writer writer(folder / "f", kJob, io);
+  io.calls.clear();
+  writer.finish({});
+  CHECK(io.calls == "write truncate sync header sync rename sync-folder unlink ");
+}
+
+TEST_CASE("a folder on a file system that cannot sync folders is no error") {
+  class NoFolderSyncIo : public Io {
+    int fsync(int fd) override {
+      struct stat st;
+      Io::fstat(fd, &st);
+      errno = EINVAL;
+      return S_ISDIR(st.st_mode) ? -1 : Io::fsync(fd);
+    }
+  } io;
+  const TempFolder folder;
+  Writer(folder / "f", kJob, io).finish({});
+  CHECK(fs::exists(folder / "f"));
+}
+
+TEST_CASE("what an interrupted finish left behind the tensors is cut off") {
+  const TempFolder folder;
+  {
+    Writer writer(folder / "f", kJob);
+    SampleFile::add(writer, 0);
+  }
+  fs::resize_file(folder / "f.part", 100'000);
+  { Writer writer(folder / "f", kJob); }
+  CHECK(fs::file_size(folder / "f.part") == 256);
 }
 
 TEST_CASE("a path that cannot become the file is refused at the start") {
