@@ -1,8 +1,12 @@
 // From a float matrix to Q24 (format/q24.h). Every lever is one function, switched by QuantizeOptions, so that an
 // ablation can turn each off.
+//
+// With a Hessian H of the layer's input the error that counts is tr(E H E'), E = W - W'; without one H is the identity.
+// The steps, each in its own file:
+//   quantizer_columns   which columns get 4 bits, and in which order the columns lie (quantizer_columns.h)
+//   quantizer_rows      scales, codes, compensation, outliers, descent: 16 rows at a time (quantizer_rows.h)
 #pragma once
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,7 +15,7 @@
 
 namespace pith {
 
-// How the 4-bit groups (or columns, once sorted) are chosen.
+// How the 4-bit columns (whole groups unless the columns are sorted) are chosen.
 enum class Sensitivity : uint8_t {
   kRandom,       // control
   kRange,        // the paper's: range of the group (times the Hessian's diagonal when there is one)
@@ -19,20 +23,22 @@ enum class Sensitivity : uint8_t {
   kCompensated,  // row variance over [H^-1]_jj: what remains after the other columns compensate
 };
 
-enum class OutlierPlace : uint8_t { kNone, kEverywhere, kTwoBitOnly };
+enum class OutlierPlace : uint8_t { kNone, kTwoBitOnly };
 
 struct QuantizeOptions {
-  uint32_t group = 16;
-  double fine_fraction = 0.125;  // of the columns, rounded to whole groups
-  uint32_t n_slots = 0;          // outliers per row
-  Sensitivity sensitivity = Sensitivity::kRange;
+  uint32_t group = 16;   // columns: 16 or 32
+  uint32_t n_fine = 0;   // 4-bit columns, a multiple of group; padding counts
+  uint32_t n_slots = 0;  // outliers per row
+  Sensitivity sensitivity = Sensitivity::kCompensated;
   OutlierPlace outliers = OutlierPlace::kTwoBitOnly;
-  bool sort_columns = true;      // off: columns stay in place, whole groups move
-  bool search_scales = true;     // off: min-max, as in the paper
-  bool integer_zero = false;     // on: the minimum is an integer multiple of the scale (the paper's zero point)
-  bool compensate = true;        // GPTQ/LDLQ; needs a Hessian
-  uint32_t descent_rounds = 0;   // coordinate descent with closed-form refit
-  uint64_t seed = 0;             // kRandom
+  bool sort_columns = true;   // off: columns stay in their groups, whole groups move
+  bool search_scales = true;  // off: min-max, as in the paper
+  bool integer_zero = false;  // on: the minimum is an integer multiple of the scale (the paper's zero point)
+  bool compensate = true;     // LDLQ: later columns absorb the error of earlier ones; needs a Hessian
+  uint32_t descent_rounds = 2;  // coordinate descent with closed-form refit
+  double damping = 0.01;        // of the Hessian's mean diagonal, added to the diagonal
+  double shrinkage = 0;         // 0..1: of the off-diagonal elements
+  uint64_t seed = 0;            // kRandom
 };
 
 // What calibration knows about a layer's input x: H = E[x x'] over tokens. [n_cols, n_cols], row-major, symmetric.
@@ -42,7 +48,7 @@ struct Hessian {
 };
 
 struct QuantizeReport {
-  double relative_error;  // |W - W'|^2 / |W|^2, weighted by H when there is one
+  double relative_error;  // tr(E H E') / tr(W H W')
   uint64_t size_bytes;    // in the container, padding and indices included
   double bits_per_weight;
 };
@@ -52,8 +58,9 @@ struct QuantizeResult {
   QuantizeReport report;
 };
 
-// weights: [n_rows, n_cols] row-major, finite. Deterministic, whatever n_threads.
-QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols, const Hessian* hessian,
-                        const QuantizeOptions& options, uint32_t n_threads);
+// weights: [n_rows, n_cols] row-major, finite. hessian: may be null. Deterministic, whatever n_threads (> 0).
+// Throws Error(kInvalidArgument) when the Hessian is not positive definite even after damping.
+QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols,
+                        const Hessian* hessian, const QuantizeOptions& options, uint32_t n_threads);
 
 }  // namespace pith

@@ -1,0 +1,80 @@
+#include "convert/budget.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pith {
+
+namespace {
+
+uint64_t size_of(const q24::Shape& shape) {
+  return q24::make_layout(shape).size_bytes;
+}
+
+// Columns of padding at the end count as 4-bit columns first: they are paid, but serve nothing.
+uint32_t n_pads(const LayerBudget& layer) {
+  return (q24::kColAlign - layer.n_cols % q24::kColAlign) % q24::kColAlign;
+}
+
+// The shape with about `fraction` of the real columns at 4 bits.
+q24::Shape with_fraction(const LayerBudget& layer, uint32_t group, uint32_t n_slots, double fraction) {
+  const uint32_t n_groups = static_cast<uint32_t>(fraction * layer.n_cols) / group;
+  const uint32_t n_fine = n_groups == 0 ? 0 : n_groups * group + n_pads(layer) / group * group;
+  return {layer.n_rows, layer.n_cols, group, n_fine,
+          std::min(n_slots, layer.n_cols + n_pads(layer) - n_fine)};
+}
+
+void set_all(std::vector<LayerBudget>& layers, uint32_t group, double outlier_share, double fraction) {
+  for (LayerBudget& layer : layers) {
+    const uint32_t n_slots = static_cast<uint32_t>(std::lround(outlier_share * layer.n_cols));
+    layer.shape = with_fraction(layer, group, n_slots, fraction);
+  }
+}
+
+}  // namespace
+
+double total_bits(const std::vector<LayerBudget>& layers) {
+  double bits = 0, weights = 0;
+  for (const LayerBudget& layer : layers) {
+    bits += 8.0 * static_cast<double>(size_of(layer.shape));
+    weights += static_cast<double>(layer.n_rows) * layer.n_cols;
+  }
+  return weights > 0 ? bits / weights : 0;
+}
+
+double share_evenly(std::vector<LayerBudget>& layers, double target, double outlier_share) {
+  // From the richest mix down: the first whose smallest form fits. A twentieth of the columns at 4 bits is worth more
+  // than outliers, and outliers more than group 16.
+  struct Mix {
+    uint32_t group;
+    double outlier_share, fraction;
+  };
+  const Mix mixes[] = {{16, outlier_share, 0.05}, {32, outlier_share, 0.05}, {32, 0, 0.05}, {32, 0, 0}};
+  const Mix* mix = mixes;
+  for (const Mix& candidate : mixes) {
+    mix = &candidate;
+    set_all(layers, mix->group, mix->outlier_share, mix->fraction);
+    if (total_bits(layers) <= target) break;
+  }
+  if (total_bits(layers) > target) return total_bits(layers);
+
+  double low = mix->fraction, high = 1;
+  for (int i = 0; i < 40; ++i) {
+    const double middle = (low + high) / 2;
+    set_all(layers, mix->group, mix->outlier_share, middle);
+    (total_bits(layers) <= target ? low : high) = middle;
+  }
+  set_all(layers, mix->group, mix->outlier_share, low);
+  // Whole groups leave a remainder: layer by layer, one more group where it fits.
+  for (LayerBudget& layer : layers) {
+    const q24::Shape before = layer.shape;
+    const uint32_t n_fine = before.n_fine + layer.shape.group +
+                            (before.n_fine == 0 ? n_pads(layer) / before.group * before.group : 0);
+    if (n_fine + before.n_slots > layer.n_cols) continue;
+    layer.shape.n_fine = n_fine;
+    if (total_bits(layers) > target) layer.shape = before;
+  }
+  return total_bits(layers);
+}
+
+}  // namespace pith

@@ -1,0 +1,344 @@
+// The pipeline: read everything that is small, check every tensor's shape, then stream the tensors.
+#include "convert/converter.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <ctime>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <thread>
+
+#include "convert/assemble.h"
+#include "convert/budget.h"
+#include "convert/checkpoint.h"
+#include "convert/json_file.h"
+#include "convert/tokenizer_import.h"
+#include "format/float16.h"
+#include "format/writer.h"
+#include "models/family.h"
+
+namespace pith {
+
+namespace {
+
+constexpr const char* kConverterVersion = "pith " PITH_VERSION;
+constexpr uint64_t kBlockBytes = 16 << 20;  // of float32, read at a time on the unquantized path
+constexpr double kOutlierShare = 0.004;     // of the weights, where the target leaves room
+constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
+constexpr const char* kHeadSource = "lm_head.weight";
+
+// Buffers that some checkpoints carry and no forward pass needs.
+bool is_ignorable(const std::string& name) {
+  for (const char* suffix : {".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".position_ids"})
+    if (name.ends_with(suffix)) return true;
+  return false;
+}
+
+struct Source {
+  Checkpoint checkpoint;
+  ModelSpec spec;
+  std::vector<TensorPlan> plan;
+};
+
+// One line for several names: the first few, and how many more.
+std::string list_names(const std::vector<std::string>& names) {
+  constexpr size_t kShown = 5;
+  const size_t n_shown = std::min(names.size(), kShown);
+  std::string text =
+      fmt::format("'{}'", fmt::join(names.begin(), names.begin() + static_cast<long>(n_shown), "', '"));
+  if (names.size() > kShown) text += fmt::format(" and {} more", names.size() - kShown);
+  return text;
+}
+
+void refuse_unless_forced(const std::string& problem, const ConvertOptions& options, ConvertReport& report) {
+  if (!options.force) throw_error(ErrorCode::kUnsupported, "{} (--force ignores this)", problem);
+  report.notes.push_back(problem);
+}
+
+// A tied checkpoint may store its one matrix under either name.
+void resolve_tied(const Checkpoint& checkpoint, const ModelSpec& spec, std::vector<TensorPlan>& plan) {
+  if (!spec.tied_embeddings || !checkpoint.has(kHeadSource)) return;
+  for (TensorPlan& tensor : plan)
+    if (tensor.role == TensorRole::kEmbedding)
+      for (TensorSource& source : tensor.sources)
+        if (!checkpoint.has(source.name)) source.name = kHeadSource;
+}
+
+void check_unused(const Source& source, const ConvertOptions& options, ConvertReport& report) {
+  std::set<std::string> used;
+  for (const TensorPlan& tensor : source.plan)
+    for (const TensorSource& part : tensor.sources) used.insert(source.checkpoint.resolve(part.name));
+  std::vector<std::string> unused;
+  for (const std::string& name : source.checkpoint.names()) {
+    const bool is_tied_head = source.spec.tied_embeddings && name == kHeadSource;
+    if (!used.contains(name) && !is_ignorable(name) && !is_tied_head) unused.push_back(name);
+  }
+  if (!unused.empty())
+    refuse_unless_forced(fmt::format("{}: {} tensors have no place in this architecture: {}",
+                                     source.checkpoint.dir(), unused.size(), list_names(unused)),
+                         options, report);
+}
+
+Source open_source(const std::string& dir, const ConvertOptions& options, ConvertReport& report) {
+  Source source{Checkpoint::open(dir), {}, {}};
+  const std::string where = dir + "/config.json";
+  const nlohmann::json& config_json = source.checkpoint.config();
+  const auto architectures = config_json.find("architectures");
+  if (architectures == config_json.end() || !architectures->is_array() || architectures->size() != 1 ||
+      !(*architectures)[0].is_string())
+    throw_error(ErrorCode::kFormat, "{}: 'architectures' is not a list of one name", where);
+  const Family& family = family_for((*architectures)[0].get<std::string>(), where);
+  Config config(config_json, where);
+  source.spec = family.read_config(config);
+  if (const std::vector<std::string> unknown = config.unconsumed(); !unknown.empty())
+    refuse_unless_forced(fmt::format("{}: unknown keys {}", where, list_names(unknown)), options, report);
+  source.plan = family.plan(source.spec);
+  resolve_tied(source.checkpoint, source.spec, source.plan);
+  for (const TensorPlan& tensor : source.plan) Assembly(source.checkpoint, tensor, options.allow_nonfinite);
+  check_unused(source, options, report);
+  return source;
+}
+
+void check_options(const ConvertOptions& options) {
+  const double bits = options.bits;
+  if (bits != 16 && bits != 32 && !(bits >= 2.3 && bits <= 4.5))
+    throw_error(ErrorCode::kInvalidArgument, "--bits {}: expected 16, 32 or 2.3 to 4.5", bits);
+  if (options.embed_bits != 4 && options.embed_bits != 16)
+    throw_error(ErrorCode::kInvalidArgument, "--embed-bits {}: expected 4 or 16", options.embed_bits);
+  if (options.allow_nonfinite && bits < 16)
+    throw_error(ErrorCode::kInvalidArgument, "NaN and Inf weights can be kept at 16 and 32 bits only");
+}
+
+// What decides the bytes, apart from the source.
+std::string describe(const ConvertOptions& options) {
+  std::string text = fmt::format("bits={}", options.bits);
+  if (options.bits < 16)
+    text += fmt::format(" embed-bits={} preset={}", options.embed_bits,
+                        options.preset == Preset::kPaper ? "paper" : "best");
+  if (options.force) text += " force";
+  if (options.allow_nonfinite) text += " allow-nonfinite";
+  return text;
+}
+
+// A conversion under way.
+class Conversion {
+ public:
+  Conversion(const Source& source, const ConvertOptions& options, Writer& writer, ConvertReport& report)
+      : source_(source),
+        options_(options),
+        writer_(writer),
+        report_(report),
+        n_threads_(options.n_threads > 0 ? options.n_threads
+                                         : std::max(1u, std::thread::hardware_concurrency())) {
+    for (const TensorPlan& tensor : source.plan) n_weights_ += uint64_t{tensor.n_rows} * tensor.n_cols;
+  }
+
+  void run(Metadata& metadata);
+
+ private:
+  void progress(const std::string& tensor, uint64_t n_done_here) const {
+    if (options_.progress) options_.progress({"convert", tensor, n_done_ + n_done_here, n_weights_});
+  }
+  bool is_quantized(const TensorPlan& plan) const;
+  void plan_budget();
+  void add_quantized(const TensorPlan& plan);
+  void store_quality(Metadata& metadata);
+  TensorKind plain_kind(const TensorPlan& plan, SourceType type) const;
+  void add_plain(const TensorPlan& plan);
+  bool write_plain(const TensorPlan& plan, Assembly& assembly, TensorKind kind);
+
+  const Source& source_;
+  const ConvertOptions& options_;
+  Writer& writer_;
+  ConvertReport& report_;
+  uint32_t n_threads_;
+  uint64_t n_weights_ = 0, n_done_ = 0;
+  std::map<std::string, q24::Shape> shapes_;  // of the linear layers
+};
+
+bool Conversion::is_quantized(const TensorPlan& plan) const {
+  if (options_.bits >= 16) return false;
+  const bool is_embedding = plan.role == TensorRole::kEmbedding || plan.role == TensorRole::kHead;
+  return plan.role == TensorRole::kLinear || (is_embedding && options_.embed_bits == 4);
+}
+
+void Conversion::plan_budget() {
+  std::vector<LayerBudget> layers;
+  std::vector<const TensorPlan*> plans;
+  for (const TensorPlan& plan : source_.plan)
+    if (plan.role == TensorRole::kLinear && is_quantized(plan)) {
+      layers.push_back({plan.n_rows, plan.n_cols, {}});
+      plans.push_back(&plan);
+    }
+  if (layers.empty()) return;
+  const double bits = share_evenly(layers, options_.bits, kOutlierShare);
+  if (bits > options_.bits) {
+    // Narrow layers cannot get there: what every row and panel costs weighs more than the codes.
+    const bool is_narrow = std::all_of(layers.begin(), layers.end(),
+                                       [](const LayerBudget& l) { return l.n_cols < kNarrowCols; });
+    const std::string problem =
+        fmt::format("{:.3f} bits per weight is the lowest figure that this model's layers can reach", bits);
+    if (!is_narrow) throw_error(ErrorCode::kInvalidArgument, "--bits {}: {}", options_.bits, problem);
+    report_.notes.push_back(problem);
+  }
+  for (size_t i = 0; i < layers.size(); ++i) shapes_[plans[i]->name] = layers[i].shape;
+}
+
+void Conversion::add_quantized(const TensorPlan& plan) {
+  Assembly assembly(source_.checkpoint, plan, false);
+  std::vector<float> weights(uint64_t{plan.n_rows} * plan.n_cols);
+  assembly.read_rows(0, plan.n_rows, weights.data());
+  QuantizeOptions options;
+  if (const auto shape = shapes_.find(plan.name); shape != shapes_.end()) {
+    options.group = shape->second.group;
+    options.n_fine = shape->second.n_fine;
+    options.n_slots = shape->second.n_slots;
+  } else {  // embedding and head: 4 bits throughout
+    options.n_fine = (plan.n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+  }
+  if (options_.preset == Preset::kPaper) {
+    options.sensitivity = Sensitivity::kRange;
+    options.sort_columns = options.search_scales = options.compensate = false;
+    options.integer_zero = true;
+  }
+  const QuantizeResult result = quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
+  weights = {};
+  writer_.note(plan.name, fmt::format("{:016x} {}", assembly.source_hash(), result.report.relative_error));
+  writer_.add(plan.name, result.tensor);
+}
+
+// Error and bits of every quantized tensor, from what was noted with it (it may have been written by an earlier run).
+void Conversion::store_quality(Metadata& metadata) {
+  std::vector<std::string> names;
+  std::vector<float> errors, bits;
+  double linear_bits = 0, linear_weights = 0;
+  for (const TensorPlan& plan : source_.plan) {
+    const double n = static_cast<double>(plan.n_rows) * plan.n_cols;
+    if (!is_quantized(plan)) {
+      if (plan.role == TensorRole::kLinear) {
+        linear_weights += n;
+        linear_bits += n * options_.bits;
+      }
+      continue;
+    }
+    TensorQuality quality{plan.name, 0, 0};
+    const std::string note = writer_.noted(plan.name);
+    if (const size_t space = note.find(' '); space != std::string::npos)
+      quality.relative_error = std::strtod(note.c_str() + space, nullptr);
+    const auto shape = shapes_.find(plan.name);
+    const uint32_t padded_cols = (plan.n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+    const q24::Shape layout =
+        shape != shapes_.end() ? shape->second : q24::Shape{plan.n_rows, plan.n_cols, 16, padded_cols, 0};
+    quality.bits = 8.0 * static_cast<double>(q24::make_layout(layout).size_bytes) / n;
+    if (plan.role == TensorRole::kLinear) {
+      linear_weights += n;
+      linear_bits += n * quality.bits;
+    }
+    names.push_back(plan.name);
+    errors.push_back(static_cast<float>(quality.relative_error));
+    bits.push_back(static_cast<float>(quality.bits));
+    report_.tensors.push_back(quality);
+  }
+  report_.linear_bits = linear_weights > 0 ? linear_bits / linear_weights : 0;
+  metadata.set("quality.linear_bits", report_.linear_bits);
+  if (names.empty()) return;
+  metadata.set("quality.tensors", names);
+  metadata.set("quality.errors", errors);
+  metadata.set("quality.bits", bits);
+}
+
+// Vectors are small and stay float32. Matrices keep a 16-bit source's own type, so that nothing is rounded.
+TensorKind Conversion::plain_kind(const TensorPlan& plan, SourceType type) const {
+  if (plan.role == TensorRole::kNorm || plan.role == TensorRole::kBias || options_.bits == 32)
+    return TensorKind::kF32;
+  return type == SourceType::kBF16 ? TensorKind::kBF16 : TensorKind::kF16;
+}
+
+// False when a value does not fit kind (fp16 ends at 65504).
+bool Conversion::write_plain(const TensorPlan& plan, Assembly& assembly, TensorKind kind) {
+  const size_t element_bytes = kind == TensorKind::kF32 ? 4 : 2;
+  std::vector<uint8_t> data(element_bytes * plan.n_rows * plan.n_cols);
+  const uint64_t row_bytes = uint64_t{plan.n_cols} * sizeof(float);
+  const uint32_t block_rows =
+      static_cast<uint32_t>(std::clamp<uint64_t>(kBlockBytes / row_bytes, 1, plan.n_rows));
+  std::vector<float> block(uint64_t{block_rows} * plan.n_cols);
+  for (uint32_t row = 0; row < plan.n_rows; row += block_rows) {
+    progress(plan.name, uint64_t{row} * plan.n_cols);
+    const uint32_t n_rows = std::min(block_rows, plan.n_rows - row);
+    const size_t n = size_t{n_rows} * plan.n_cols;
+    assembly.read_rows(row, n_rows, block.data());
+    uint8_t* out = data.data() + uint64_t{row} * plan.n_cols * element_bytes;
+    if (kind == TensorKind::kF32) {
+      std::copy_n(reinterpret_cast<const uint8_t*>(block.data()), n * sizeof(float), out);
+      continue;
+    }
+    auto* out16 = reinterpret_cast<uint16_t*>(out);
+    for (size_t i = 0; i < n; ++i) {
+      out16[i] = kind == TensorKind::kF16 ? float_to_f16(block[i]) : float_to_bf16(block[i]);
+      if (kind == TensorKind::kF16 && (out16[i] & 0x7fff) == 0x7c00 && std::isfinite(block[i])) return false;
+    }
+  }
+  writer_.note(plan.name, fmt::format("{:016x}", assembly.source_hash()));
+  writer_.add(plan.name, kind, plan.n_rows, plan.n_cols, data);
+  return true;
+}
+
+void Conversion::add_plain(const TensorPlan& plan) {
+  Assembly assembly(source_.checkpoint, plan, options_.allow_nonfinite);
+  if (write_plain(plan, assembly, plain_kind(plan, assembly.type()))) return;
+  report_.notes.push_back(fmt::format("tensor '{}' has values beyond fp16: stored as bf16", plan.name));
+  Assembly again(source_.checkpoint, plan, options_.allow_nonfinite);
+  write_plain(plan, again, TensorKind::kBF16);
+}
+
+void Conversion::run(Metadata& metadata) {
+  plan_budget();
+  report_.n_resumed = writer_.n_resumed();
+  uint64_t source_hash = 0;
+  for (const TensorPlan& plan : source_.plan) {
+    progress(plan.name, 0);
+    if (!writer_.has(plan.name)) is_quantized(plan) ? add_quantized(plan) : add_plain(plan);
+    const std::string noted = writer_.noted(plan.name);
+    source_hash = XXH3_64bits_withSeed(noted.data(), noted.size(), source_hash);
+    n_done_ += uint64_t{plan.n_rows} * plan.n_cols;
+  }
+  progress("", 0);
+  metadata.set("provenance.source_hash", fmt::format("{:016x}", source_hash));
+  report_.n_weights = n_weights_;
+  store_quality(metadata);
+}
+
+}  // namespace
+
+ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
+  check_options(options);
+  ConvertReport report;
+  const Source source = open_source(dir, options, report);
+
+  Metadata metadata;
+  store_spec(source.spec, metadata);
+  import_tokenizer(dir, source.checkpoint.config(), metadata);
+  metadata.set("provenance.converter", std::string(kConverterVersion));
+  metadata.set("provenance.options", describe(options));
+  metadata.set("provenance.source", std::filesystem::absolute(dir).lexically_normal().filename().string());
+
+  const Bytes settings = metadata.serialize();
+  const uint64_t job = XXH3_64bits_withSeed(settings.data(), settings.size(), source.checkpoint.identity());
+  Writer writer(options.output, options.resume ? job : job ^ static_cast<uint64_t>(std::time(nullptr)));
+  try {
+    Conversion(source, options, writer, report).run(metadata);
+    writer.finish(metadata);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInterrupted) writer.discard();
+    throw;
+  }
+  report.file_bytes = std::filesystem::file_size(options.output);
+  report.file_bits = 8.0 * static_cast<double>(report.file_bytes) / static_cast<double>(report.n_weights);
+  return report;
+}
+
+}  // namespace pith

@@ -1,0 +1,58 @@
+// From a checkpoint folder to a .pith file: `pith convert`.
+//
+// Tensors stream one by one through format/writer.h in the order of the family's plan. Peak memory is two of the largest
+// tensors of the container in float32 plus a constant (64 MiB), whatever the model's size; a 16-bit target needs less
+// than one. An interrupted run leaves OUTPUT.part and its journal, and the next run with the same source and options goes
+// on after the last whole tensor; the bytes are the same as those of an uninterrupted run, for any number of threads.
+// Throws Error; a failure that resuming cannot help (bad input) leaves nothing behind.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "convert/quantizer.h"
+
+namespace pith {
+
+enum class Preset : uint8_t {
+  kBest,   // every lever
+  kPaper,  // arXiv 2311.16442 as closely as the layout can express it
+};
+
+struct ConvertProgress {
+  const char* stage;     // "convert", "check"
+  std::string tensor;    // being worked on
+  uint64_t done, total;  // weights: elements of the container's tensors
+};
+
+struct ConvertOptions {
+  std::string output;
+  double bits = 2.85;       // 16, 32, or 2.3 to 4.5: bits per weight of the linear layers, everything counted
+  uint32_t embed_bits = 4;  // of embedding and head when bits < 16: 4 or 16
+  Preset preset = Preset::kBest;
+  bool force = false;            // unknown config keys and unused tensors are noted, not refused
+  bool allow_nonfinite = false;  // NaN and Inf weights pass (16 and 32 bits only)
+  bool resume = true;            // false: start over
+  uint32_t n_threads = 0;        // 0: all cores
+  std::function<void(const ConvertProgress&)> progress;  // from the calling thread; may throw to stop
+};
+
+struct TensorQuality {
+  std::string name;
+  double bits;            // per weight, everything counted
+  double relative_error;  // see QuantizeReport
+};
+
+struct ConvertReport {
+  double linear_bits = 0;  // of all linear layers together
+  double file_bits = 0;    // file size over the number of weights
+  uint64_t file_bytes = 0, n_weights = 0;
+  size_t n_resumed = 0;                // tensors taken over from an interrupted run
+  std::vector<TensorQuality> tensors;  // quantized ones
+  std::vector<std::string> notes;      // one line each, for the user
+};
+
+ConvertReport convert(const std::string& dir, const ConvertOptions& options);
+
+}  // namespace pith

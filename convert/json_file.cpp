@@ -1,0 +1,93 @@
+// Two passes: events first (depth, duplicate keys), then the tree.
+#include "convert/json_file.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <set>
+#include <vector>
+
+#include "format/error.h"
+
+namespace pith {
+
+namespace {
+
+class LimitHandler : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  explicit LimitHandler(const std::string& where) : where_(where) {}
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override {
+    keys_.emplace_back();
+    return enter();
+  }
+  bool end_object() override {
+    keys_.pop_back();
+    return leave();
+  }
+  bool start_array(size_t) override { return enter(); }
+  bool end_array() override { return leave(); }
+  bool key(string_t& key) override {
+    if (!keys_.back().insert(key).second)
+      throw_error(ErrorCode::kFormat, "{}: key '{}' appears twice", where_, key);
+    return true;
+  }
+  bool parse_error(size_t position, const std::string&, const nlohmann::json::exception&) override {
+    throw_error(ErrorCode::kFormat, "{}: not valid JSON at byte {}", where_, position);
+  }
+
+ private:
+  bool enter() {
+    if (++depth_ > kMaxJsonDepth)
+      throw_error(ErrorCode::kFormat, "{}: nested deeper than {}", where_, kMaxJsonDepth);
+    return true;
+  }
+  bool leave() {
+    --depth_;
+    return true;
+  }
+  const std::string& where_;
+  int depth_ = 0;
+  std::vector<std::set<std::string>> keys_;
+};
+
+}  // namespace
+
+std::string read_text_file(const std::string& path, uint64_t max_bytes) {
+  std::ifstream stream(path, std::ios::binary | std::ios::ate);
+  if (!stream) throw_error(ErrorCode::kIo, "{}: cannot open: {}", path, std::strerror(errno));
+  const std::streamoff size = stream.tellg();
+  if (size < 0) throw_error(ErrorCode::kIo, "{}: cannot tell its size", path);
+  if (static_cast<uint64_t>(size) > max_bytes)
+    throw_error(ErrorCode::kFormat, "{}: {} bytes, the limit is {}", path, size, max_bytes);
+  std::string text(static_cast<size_t>(size), '\0');
+  stream.seekg(0);
+  if (!stream.read(text.data(), size))
+    throw_error(ErrorCode::kIo, "{}: cannot read: {}", path, std::strerror(errno));
+  return text;
+}
+
+bool file_exists(const std::string& path) {
+  struct stat status;
+  return stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+}
+
+nlohmann::json parse_json(std::string_view text, const std::string& where) {
+  LimitHandler limits(where);
+  nlohmann::json::sax_parse(text.begin(), text.end(), &limits);
+  return nlohmann::json::parse(text.begin(), text.end());
+}
+
+nlohmann::json read_json_file(const std::string& path) {
+  return parse_json(read_text_file(path), path);
+}
+
+}  // namespace pith

@@ -1,0 +1,20 @@
+// Small JSON files beside a checkpoint (config.json, index, ...), read with limits: size, nesting, no duplicate keys.
+#pragma once
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace pith {
+
+constexpr uint64_t kMaxJsonBytes = 64 << 20;
+constexpr int kMaxJsonDepth = 64;
+
+// Throws Error(kIo) when the file cannot be read or is larger than max_bytes.
+std::string read_text_file(const std::string& path, uint64_t max_bytes = kMaxJsonBytes);
+bool file_exists(const std::string& path);
+
+// Throws Error(kFormat) naming `where`, byte and cause.
+nlohmann::json parse_json(std::string_view text, const std::string& where);
+nlohmann::json read_json_file(const std::string& path);
+
+}  // namespace pith

@@ -1,0 +1,580 @@
+#include "convert/quantizer_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "format/float16.h"
+
+// One source, compiled for each instruction set; the loader picks. Lanes are independent and products are never fused
+// (-ffp-contract=off), so all of them give the same bits.
+#define PITH_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define PITH_INLINE inline __attribute__((always_inline))
+
+namespace pith {
+
+namespace {
+
+constexpr size_t kLaneBytes = 4 * kLanes;
+typedef float Lanes __attribute__((vector_size(kLaneBytes), aligned(kLaneBytes)));
+typedef int32_t Mask __attribute__((vector_size(kLaneBytes), aligned(kLaneBytes)));  // -1 or 0
+
+// Zeroed and aligned. Not std::vector: a template argument loses the type's alignment.
+class LaneArray {
+ public:
+  explicit LaneArray(size_t n)
+      : data_(static_cast<char*>(std::aligned_alloc(kLaneBytes, (n + 1) * kLaneBytes))) {
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_.get(), 0, n * kLaneBytes);
+  }
+  Lanes* data() const { return reinterpret_cast<Lanes*>(data_.get()); }
+  Mask* masks() const { return reinterpret_cast<Mask*>(data_.get()); }
+  Lanes& operator[](size_t i) const { return data()[i]; }
+
+ private:
+  struct Free {
+    void operator()(char* data) const { std::free(data); }
+  };
+  std::unique_ptr<char, Free> data_;
+};
+
+constexpr uint32_t kMaxGroup = 32;
+constexpr float kMaxNibble = 15;
+
+PITH_INLINE Lanes splat(float x) {
+  return x - Lanes{};
+}
+PITH_INLINE Lanes max(Lanes a, Lanes b) {
+  return a > b ? a : b;
+}
+PITH_INLINE Lanes min(Lanes a, Lanes b) {
+  return a < b ? a : b;
+}
+PITH_INLINE Lanes clamp(Lanes x, float high) {
+  return min(max(x, Lanes{}), splat(high));
+}
+// Nearest integer of a number >= 0.
+PITH_INLINE Lanes round_positive(Lanes x) {
+  return __builtin_convertvector(__builtin_convertvector(x + splat(0.5f), Mask), Lanes);
+}
+PITH_INLINE Lanes inverse_or_zero(Lanes x) {
+  return x > Lanes{} ? splat(1) / x : Lanes{};
+}
+
+// A group as the search sees it.
+struct GroupProblem {
+  uint32_t n;
+  const Lanes* w;  // [n]
+  const Lanes* a;  // [n], what earlier columns ask for
+  const float* v;  // [n, stride] upper factor; null: diagonal
+  size_t stride;
+  const float* v_diag;     // [n]
+  const float* v_inverse;  // [n]
+  const Mask* exact;       // [n] outliers: these lanes take their target as it is; null: none
+  float step, max_code;    // of q: 1 and 3, or 1/4 and 15
+};
+
+struct GroupChoice {
+  Lanes s, m, cost;
+  Lanes codes[kMaxGroup];
+  Lanes e[kMaxGroup];
+  Lanes t[kMaxGroup];  // targets
+};
+
+// Codes for scale S and minimum M in every lane, columns from left to right, each error handed on within the group.
+PITH_INLINE void quantize_group(const GroupProblem& g, Lanes scale, Lanes minimum, GroupChoice& out) {
+  Lanes a[kMaxGroup];
+  for (uint32_t j = 0; j < g.n; ++j) a[j] = g.a[j];
+  const Lanes step = scale * splat(g.step), inverse = inverse_or_zero(step);
+  Lanes cost{};
+  for (uint32_t j = 0; j < g.n; ++j) {
+    const Lanes t = g.w[j] + a[j] * splat(g.v_inverse[j]);
+    const Lanes code = round_positive(clamp((t + minimum) * inverse, g.max_code));
+    Lanes value = step * code - minimum;
+    if (g.exact) value = g.exact[j] ? t : value;
+    const Lanes miss = (t - value) * splat(g.v_diag[j]);
+    cost += miss * miss;
+    out.codes[j] = code;
+    out.t[j] = t;
+    out.e[j] = g.w[j] - value;
+    if (g.v)
+      for (uint32_t k = j + 1; k < g.n; ++k) a[k] += out.e[j] * splat(g.v[j * g.stride + k]);
+  }
+  out.cost = cost;
+}
+
+// Targets without the hand-on inside the group: enough to find scales by.
+PITH_INLINE void plain_targets(const GroupProblem& g, Lanes* t) {
+  for (uint32_t j = 0; j < g.n; ++j) t[j] = g.w[j] + g.a[j] * splat(g.v_inverse[j]);
+}
+
+struct Range {
+  Lanes low, high;
+};
+PITH_INLINE Range range_of(const GroupProblem& g, const Lanes* t) {
+  Range range{splat(1e30f), splat(-1e30f)};
+  for (uint32_t j = 0; j < g.n; ++j) {
+    if (g.v_diag[j] == 0) continue;
+    Lanes low = t[j], high = t[j];
+    if (g.exact) {
+      low = g.exact[j] ? splat(1e30f) : low;
+      high = g.exact[j] ? splat(-1e30f) : high;
+    }
+    range.low = min(range.low, low);
+    range.high = max(range.high, high);
+  }
+  const Mask empty = range.high < range.low;
+  range.low = empty ? Lanes{} : range.low;
+  range.high = empty ? Lanes{} : range.high;
+  return range;
+}
+
+// The continuous scale and minimum of a group, as min-max gives them or searched for the least weighted square error.
+PITH_INLINE void free_scale(const GroupProblem& g, bool search, bool integer_zero, Lanes& best_scale,
+                            Lanes& best_min) {
+  Lanes t[kMaxGroup];
+  plain_targets(g, t);
+  const Range range = range_of(g, t);
+  const float top = g.max_code * g.step;
+  const Lanes low = min(range.low, Lanes{}), span = max(range.high, low) - low;
+  best_scale = span * splat(1 / top);
+  best_min = -low;
+  if (integer_zero) best_min = best_scale * round_positive(-low * inverse_or_zero(best_scale));
+  if (!search) return;
+
+  Lanes best_cost = splat(1e30f);
+  for (int i = 0; i < 14; ++i) {
+    const Lanes scale = span * splat((0.45f + 0.05f * static_cast<float>(i)) / top);
+    const Lanes step = scale * splat(g.step), inverse = inverse_or_zero(step);
+    Lanes minimum = (scale * splat(top) - (range.high + range.low)) * splat(0.5f);  // centred
+    minimum = max(minimum, Lanes{});
+    for (int round = 0; round < 3; ++round) {
+      Lanes cost{}, sum{}, weight{};
+      for (uint32_t j = 0; j < g.n; ++j) {
+        Lanes importance = splat(g.v_diag[j] * g.v_diag[j]);
+        if (g.exact) importance = g.exact[j] ? Lanes{} : importance;
+        const Lanes code = round_positive(clamp((t[j] + minimum) * inverse, g.max_code));
+        const Lanes gap = step * code - t[j];  // the best minimum for these codes is its mean
+        const Lanes miss = gap - minimum;
+        cost += importance * miss * miss;
+        sum += importance * gap;
+        weight += importance;
+      }
+      const Mask better = cost < best_cost;
+      best_cost = better ? cost : best_cost;
+      best_scale = better ? scale : best_scale;
+      best_min = better ? minimum : best_min;
+      minimum = max(sum * inverse_or_zero(weight), Lanes{});
+      if (integer_zero) minimum = scale * round_positive(minimum * inverse_or_zero(scale));
+    }
+  }
+}
+
+PITH_INLINE void take(GroupChoice& best, const GroupChoice& next, uint32_t n, Mask better) {
+  best.s = better ? next.s : best.s;
+  best.m = better ? next.m : best.m;
+  best.cost = better ? next.cost : best.cost;
+  for (uint32_t j = 0; j < n; ++j) {
+    best.codes[j] = better ? next.codes[j] : best.codes[j];
+    best.e[j] = better ? next.e[j] : best.e[j];
+    best.t[j] = better ? next.t[j] : best.t[j];
+  }
+}
+
+// The best codes over nibbles near (s, m): all pairs within `radius`.
+PITH_INLINE void search_nibbles(const GroupProblem& g, Lanes d, Lanes dmin, Lanes s, Lanes m, int radius,
+                                GroupChoice& best) {
+  best.cost = splat(1e30f);
+  best.s = s;
+  best.m = m;
+  GroupChoice next;
+  for (int ds = -radius; ds <= radius; ++ds)
+    for (int dm = -radius; dm <= radius; ++dm) {
+      next.s = clamp(s + splat(static_cast<float>(ds)), kMaxNibble);
+      next.m = clamp(m + splat(static_cast<float>(dm)), kMaxNibble);
+      quantize_group(g, d * next.s, dmin * next.m, next);
+      take(best, next, g.n, next.cost < best.cost);
+    }
+}
+
+// acc[k] += sum over j of e[j] * v[j, k] for k in [begin, end); e: [n_j].
+PITH_INLINE void accumulate(Lanes* acc, uint32_t begin, uint32_t end, const Lanes* e, uint32_t n_j,
+                            const float* v, size_t stride) {
+  uint32_t k = begin;
+  for (; k + 8 <= end; k += 8) {
+    Lanes sum[8];
+    for (uint32_t i = 0; i < 8; ++i) sum[i] = acc[k + i];
+    for (uint32_t j = 0; j < n_j; ++j) {
+      const float* row = v + j * stride + k;
+      for (uint32_t i = 0; i < 8; ++i) sum[i] += e[j] * splat(row[i]);
+    }
+    for (uint32_t i = 0; i < 8; ++i) acc[k + i] = sum[i];
+  }
+  for (; k < end; ++k)
+    for (uint32_t j = 0; j < n_j; ++j) acc[k] += e[j] * splat(v[j * stride + k]);
+}
+
+// The state of 16 rows.
+class Rows {
+ public:
+  Rows(const RowsProblem& p, const Lanes* w)
+      : p_(p),
+        w_(w),
+        n_groups_(p.n / p.group),
+        n_coarse_(n_groups_ - p.n_fine / p.group),
+        e_(p.n),
+        codes_(p.n),
+        delta_(p.n),
+        a_(p.n),
+        s_(n_groups_),
+        m_(n_groups_),
+        exact_(p.n),
+        gain_(n_coarse_),
+        gain_col_(n_coarse_) {}
+
+  PITH_INLINE void choose_second_order();
+  PITH_INLINE void sweep();          // LDLQ from left to right
+  PITH_INLINE void pick_outliers();  // from the sweep's gains
+  PITH_INLINE void descend();        // one round
+  PITH_INLINE void refit_second_order();
+  PITH_INLINE void finish_outliers();   // fp16 deltas
+  PITH_INLINE Lanes cost(Lanes* norm);  // e H e', w H w'
+  void store(RowsResult& result) const;
+
+ private:
+  PITH_INLINE GroupProblem group_problem(uint32_t g, const Lanes* a) const;
+  PITH_INLINE Lanes value_at(uint32_t c) const;
+  PITH_INLINE void times_metric(const Lanes* x, Lanes* out) const;
+
+  const RowsProblem& p_;
+  const Lanes* w_;
+  uint32_t n_groups_, n_coarse_;
+  LaneArray e_, codes_, delta_, a_, s_, m_;
+  LaneArray exact_;
+  LaneArray gain_;      // [n_coarse] error that the group's best outlier removes
+  LaneArray gain_col_;  // [n_coarse] its column
+  Lanes d_, dmin_;
+  bool has_outliers_ = false;
+};
+
+PITH_INLINE GroupProblem Rows::group_problem(uint32_t g, const Lanes* a) const {
+  const uint32_t c = g * p_.group;
+  const bool is_fine = g >= n_coarse_;
+  return {p_.group,
+          w_ + c,
+          a,
+          nullptr,
+          0,
+          p_.v_diag.data() + c,
+          p_.v_inverse.data() + c,
+          has_outliers_ && !is_fine ? exact_.masks() + c : nullptr,
+          is_fine ? 0.25f : 1.0f,
+          is_fine ? 15.0f : 3.0f};
+}
+
+PITH_INLINE Lanes Rows::value_at(uint32_t c) const {
+  const uint32_t g = c / p_.group;
+  const Lanes step = d_ * s_[g] * splat(g >= n_coarse_ ? 0.25f : 1.0f);
+  return step * codes_[c] - dmin_ * m_[g] + delta_[c];
+}
+
+PITH_INLINE void Rows::times_metric(const Lanes* x, Lanes* out) const {
+  if (p_.h.empty()) {
+    for (uint32_t c = 0; c < p_.n; ++c) out[c] = x[c] * splat(p_.v_diag[c] * p_.v_diag[c]);
+    return;
+  }
+  std::fill_n(out, p_.n, Lanes{});
+  constexpr uint32_t kBlock = 64;
+  for (uint32_t j = 0; j < p_.n_real; j += kBlock)
+    accumulate(out, 0, p_.n_real, x + j, std::min(kBlock, p_.n_real - j), p_.h.data() + size_t{j} * p_.n,
+               p_.n);
+}
+
+PITH_INLINE Lanes to_f16_and_back(Lanes x) {
+  for (uint32_t i = 0; i < kLanes; ++i) x[i] = f16_to_float(float_to_f16(x[i]));
+  return x;
+}
+
+// d and dmin: those whose multiples 0..15 come closest to the groups' free scales and minimums.
+PITH_INLINE Lanes fit_unit(const LaneArray& free, const std::vector<float>& importance, uint32_t n) {
+  Lanes top{};
+  for (uint32_t g = 0; g < n; ++g) top = max(top, free[g]);
+  Lanes best = top * splat(1 / kMaxNibble), best_cost = splat(1e30f);
+  for (int i = 0; i < 24; ++i) {
+    const Lanes unit = top * splat((1 - 0.025f * static_cast<float>(i)) / kMaxNibble),
+                inverse = inverse_or_zero(unit);
+    Lanes cost{};
+    for (uint32_t g = 0; g < n; ++g) {
+      const Lanes miss = free[g] - unit * round_positive(clamp(free[g] * inverse, kMaxNibble));
+      cost += splat(importance[g]) * miss * miss;
+    }
+    const Mask better = cost < best_cost;
+    best_cost = better ? cost : best_cost;
+    best = better ? unit : best;
+  }
+  return to_f16_and_back(best);
+}
+
+PITH_INLINE void Rows::choose_second_order() {
+  LaneArray scales(n_groups_), minimums(n_groups_);
+  std::vector<float> importance(n_groups_);
+  const Lanes zeros[kMaxGroup] = {};
+  for (uint32_t g = 0; g < n_groups_; ++g) {
+    const GroupProblem problem = group_problem(g, zeros);
+    free_scale(problem, p_.search_scales, p_.integer_zero, scales[g], minimums[g]);
+    for (uint32_t j = 0; j < p_.group; ++j) importance[g] += problem.v_diag[j] * problem.v_diag[j];
+  }
+  d_ = fit_unit(scales, importance, n_groups_);
+  dmin_ = fit_unit(minimums, importance, n_groups_);
+}
+
+PITH_INLINE void Rows::sweep() {
+  constexpr uint32_t kBlock = 64;  // columns between two updates of everything to the right
+  std::fill_n(a_.data(), p_.n, Lanes{});
+  const bool with_gains = p_.n_slots > 0 && !has_outliers_;
+  const Lanes inverse_d = inverse_or_zero(d_), inverse_dmin = inverse_or_zero(dmin_);
+  for (uint32_t g = 0; g < n_groups_; ++g) {
+    const uint32_t c = g * p_.group;
+    GroupProblem problem = group_problem(g, a_.data() + c);
+    if (!p_.v.empty()) {
+      problem.v = p_.v.data() + size_t{c} * p_.n + c;
+      problem.stride = p_.n;
+    }
+    const auto solve = [&](GroupChoice & choice) __attribute__((always_inline)) {
+      Lanes scale, minimum;
+      free_scale(problem, p_.search_scales, p_.integer_zero, scale, minimum);
+      const Lanes s = round_positive(clamp(scale * inverse_d, kMaxNibble));
+      const Lanes m = round_positive(clamp(minimum * inverse_dmin, kMaxNibble));
+      search_nibbles(problem, d_, dmin_, s, m, p_.search_scales ? 2 : 0, choice);
+    };
+    GroupChoice best;
+    solve(best);
+    if (with_gains && g < n_coarse_) {
+      // What would it save to take the group's lowest or highest target out?
+      Mask exact[kMaxGroup];
+      Range range = range_of(problem, best.t);
+      problem.exact = exact;
+      for (int side = 0; side < 2; ++side) {
+        Mask col{}, found{};
+        for (uint32_t j = 0; j < p_.group; ++j) {
+          exact[j] = ~found & (side == 0 ? best.t[j] <= range.low : best.t[j] >= range.high);
+          if (problem.v_diag[j] == 0) exact[j] = Mask{};
+          found |= exact[j];
+          col = exact[j] ? Mask{} + static_cast<int32_t>(c + j) : col;
+        }
+        GroupChoice without;
+        solve(without);
+        const Lanes gain = best.cost - without.cost;
+        const Mask better = gain > gain_[g];
+        gain_[g] = better ? gain : gain_[g];
+        gain_col_.masks()[g] = better ? col : gain_col_.masks()[g];
+      }
+    }
+    s_[g] = best.s;
+    m_[g] = best.m;
+    for (uint32_t j = 0; j < p_.group; ++j) {
+      codes_[c + j] = best.codes[j];
+      e_[c + j] = best.e[j];
+      delta_[c + j] = Lanes{};
+      if (has_outliers_ && g < n_coarse_) {
+        const Lanes exact_delta = w_[c + j] - best.e[j] - value_at(c + j);
+        delta_[c + j] = exact_.masks()[c + j] ? exact_delta : Lanes{};
+      }
+    }
+    if (p_.v.empty()) continue;
+    const uint32_t next = c + p_.group, block = c / kBlock * kBlock,
+                   block_end = std::min(block + kBlock, p_.n);
+    accumulate(a_.data(), next, block_end, e_.data() + c, p_.group, p_.v.data() + size_t{c} * p_.n, p_.n);
+    if (next == block_end)
+      accumulate(a_.data(), next, p_.n, e_.data() + block, block_end - block,
+                 p_.v.data() + size_t{block} * p_.n, p_.n);
+  }
+}
+
+PITH_INLINE void Rows::pick_outliers() {
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    std::vector<uint32_t> order;
+    for (uint32_t g = 0; g < n_coarse_; ++g)
+      if (gain_[g][lane] > 0) order.push_back(g);
+    const uint32_t n = std::min<uint32_t>(p_.n_slots, static_cast<uint32_t>(order.size()));
+    std::partial_sort(order.begin(), order.begin() + n, order.end(), [&](uint32_t a, uint32_t b) {
+      return gain_[a][lane] != gain_[b][lane] ? gain_[a][lane] > gain_[b][lane] : a < b;
+    });
+    for (uint32_t i = 0; i < n; ++i)
+      exact_.masks()[static_cast<uint32_t>(gain_col_.masks()[order[i]][lane])][lane] = -1;
+  }
+  has_outliers_ = true;
+}
+
+PITH_INLINE void Rows::descend() {
+  LaneArray gradient(p_.n);  // e H
+  times_metric(e_.data(), gradient.data());
+  const uint32_t n = p_.group;
+  for (uint32_t g = 0; g < n_groups_; ++g) {
+    const uint32_t c = g * n;
+    GroupProblem problem = group_problem(g, nullptr);
+    // b = (e H_:g - e_g H_gg) V_g'^-1, and what the group costs now.
+    Lanes b[kMaxGroup], now{};
+    if (!p_.h.empty()) {
+      const float* h = p_.h.data() + size_t{c} * p_.n + c;
+      const float* v = p_.group_v.data() + size_t{g} * n * n;
+      for (uint32_t j = 0; j < n; ++j) {
+        b[j] = gradient[c + j];
+        for (uint32_t i = 0; i < n; ++i) b[j] -= e_[c + i] * splat(h[i * p_.n + j]);
+      }
+      float diag[kMaxGroup], inverse[kMaxGroup];
+      for (uint32_t j = n; j-- > 0;) {
+        diag[j] = v[j * n + j];
+        inverse[j] = diag[j] > 0 ? 1 / diag[j] : 0;
+        for (uint32_t k = j + 1; k < n; ++k) b[j] -= b[k] * splat(v[j * n + k]);
+        b[j] *= splat(inverse[j]);
+      }
+      for (uint32_t j = 0; j < n; ++j) {
+        Lanes sum = b[j];
+        for (uint32_t i = 0; i <= j; ++i) sum += e_[c + i] * splat(v[i * n + j]);
+        now += sum * sum;
+      }
+      problem.v = v;
+      problem.stride = n;
+      problem.v_diag = diag;
+      problem.v_inverse = inverse;
+      problem.a = b;
+      GroupChoice best;
+      search_nibbles(problem, d_, dmin_, s_[g], m_[g], 1, best);
+      const Mask better = best.cost < now;
+      s_[g] = better ? best.s : s_[g];
+      m_[g] = better ? best.m : m_[g];
+      Lanes change[kMaxGroup];
+      for (uint32_t j = 0; j < n; ++j) {
+        codes_[c + j] = better ? best.codes[j] : codes_[c + j];
+        const Lanes e = better ? best.e[j] : e_[c + j];
+        change[j] = e - e_[c + j];
+        e_[c + j] = e;
+      }
+      if (has_outliers_ && g < n_coarse_)
+        for (uint32_t j = 0; j < n; ++j) {
+          delta_[c + j] = Lanes{};
+          const Lanes exact_delta = w_[c + j] - e_[c + j] - value_at(c + j);
+          delta_[c + j] = exact_.masks()[c + j] ? exact_delta : Lanes{};
+        }
+      accumulate(gradient.data(), 0, p_.n_real, change, std::min(n, p_.n_real > c ? p_.n_real - c : 0),
+                 p_.h.data() + size_t{c} * p_.n, p_.n);
+    }
+  }
+}
+
+// Least squares for d and dmin with everything else fixed: two unknowns a row.
+PITH_INLINE void Rows::refit_second_order() {
+  LaneArray scale_part(p_.n), min_part(p_.n), h_scale(p_.n), h_min(p_.n);
+  for (uint32_t c = 0; c < p_.n_real; ++c) {
+    const uint32_t g = c / p_.group;
+    scale_part[c] = s_[g] * codes_[c] * splat(g >= n_coarse_ ? 0.25f : 1.0f);
+    min_part[c] = -m_[g];
+    if (has_outliers_) {  // an outlier's value does not hang on d: its delta follows
+      scale_part[c] = exact_.masks()[c] ? Lanes{} : scale_part[c];
+      min_part[c] = exact_.masks()[c] ? Lanes{} : min_part[c];
+    }
+  }
+  times_metric(scale_part.data(), h_scale.data());
+  times_metric(min_part.data(), h_min.data());
+  Lanes ss{}, sm{}, mm{}, se{}, me{};
+  for (uint32_t c = 0; c < p_.n_real; ++c) {
+    ss += scale_part[c] * h_scale[c];
+    sm += scale_part[c] * h_min[c];
+    mm += min_part[c] * h_min[c];
+    se += e_[c] * h_scale[c];
+    me += e_[c] * h_min[c];
+  }
+  const Lanes det = ss * mm - sm * sm;
+  const Mask solvable = det > splat(1e-6f) * ss * mm;
+  const Lanes inverse = inverse_or_zero(det);
+  const Lanes d = to_f16_and_back(d_ + (se * mm - me * sm) * inverse);
+  const Lanes dmin = to_f16_and_back(dmin_ + (me * ss - se * sm) * inverse);
+  const Mask usable = solvable & (d > Lanes{}) & (dmin > Lanes{});
+  d_ = usable ? d : d_;
+  dmin_ = usable ? dmin : dmin_;
+  for (uint32_t c = 0; c < p_.n_real; ++c) {
+    if (has_outliers_) {
+      delta_[c] = Lanes{};
+      delta_[c] = exact_.masks()[c] ? w_[c] - e_[c] - value_at(c) : Lanes{};
+    }
+    e_[c] = w_[c] - value_at(c);
+  }
+}
+
+PITH_INLINE void Rows::finish_outliers() {
+  for (uint32_t c = 0; c < p_.n_real; ++c) {
+    delta_[c] = to_f16_and_back(delta_[c]);
+    e_[c] = w_[c] - value_at(c);
+  }
+}
+
+PITH_INLINE Lanes Rows::cost(Lanes* norm) {
+  LaneArray product(p_.n);
+  times_metric(e_.data(), product.data());
+  Lanes sum{};
+  for (uint32_t c = 0; c < p_.n_real; ++c) sum += e_[c] * product[c];
+  times_metric(w_, product.data());
+  *norm = Lanes{};
+  for (uint32_t c = 0; c < p_.n_real; ++c) *norm += w_[c] * product[c];
+  return sum;
+}
+
+void Rows::store(RowsResult& result) const {
+  result.d.resize(kLanes);
+  result.dmin.resize(kLanes);
+  result.codes.resize(size_t{p_.n} * kLanes);
+  result.s.resize(size_t{n_groups_} * kLanes);
+  result.m.resize(size_t{n_groups_} * kLanes);
+  result.outlier_col.assign(size_t{p_.n_slots} * kLanes, 0);
+  result.outlier_delta.assign(size_t{p_.n_slots} * kLanes, 0);
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    result.d[lane] = float_to_f16(d_[lane]);
+    result.dmin[lane] = float_to_f16(dmin_[lane]);
+    for (uint32_t c = 0; c < p_.n_real; ++c)
+      result.codes[size_t{c} * kLanes + lane] = static_cast<uint8_t>(codes_[c][lane]);
+    for (uint32_t g = 0; g < n_groups_; ++g) {
+      result.s[size_t{g} * kLanes + lane] = static_cast<uint8_t>(s_[g][lane]);
+      result.m[size_t{g} * kLanes + lane] = static_cast<uint8_t>(m_[g][lane]);
+    }
+    uint32_t slot = 0;
+    for (uint32_t c = 0; has_outliers_ && c < p_.n_real; ++c)
+      if (exact_.masks()[c][lane]) {
+        result.outlier_col[size_t{slot} * kLanes + lane] = static_cast<uint16_t>(c);
+        result.outlier_delta[size_t{slot++} * kLanes + lane] = float_to_f16(delta_[c][lane]);
+      }
+  }
+}
+
+}  // namespace
+
+PITH_CLONES void quantize_rows(const RowsProblem& problem, const float* w, RowsResult& result) {
+  LaneArray lanes(problem.n);
+  std::memcpy(static_cast<void*>(lanes.data()), w, problem.n * kLaneBytes);
+  Rows rows(problem, lanes.data());
+  rows.choose_second_order();
+  rows.sweep();
+  if (problem.n_slots > 0) {
+    rows.pick_outliers();
+    rows.sweep();
+  }
+  for (uint32_t round = 0; round < problem.descent_rounds; ++round) {
+    rows.refit_second_order();
+    rows.descend();
+  }
+  if (problem.search_scales) rows.refit_second_order();
+  rows.finish_outliers();
+  Lanes norm;
+  const Lanes error = rows.cost(&norm);
+  rows.store(result);
+  result.error = result.norm = 0;
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    result.error += error[lane];
+    result.norm += norm[lane];
+  }
+}
+
+}  // namespace pith
