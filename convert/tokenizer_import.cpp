@@ -339,7 +339,7 @@ void Import::import_template() {
     return token_name(special_map_, key).value_or("");
   };
   try {
-    // ChatTemplate(source, text_of("bos_token"), text_of("eos_token"));
+    ChatTemplate(source, text_of("bos_token"), text_of("eos_token"));
   } catch (const Error& error) {
     throw Error(error.code(), where + ": " + error.what());
   }

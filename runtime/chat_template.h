@@ -2,9 +2,11 @@
 //
 // Parsed once (at conversion to refuse what is not understood, naming line and construct; at load to run it).
 // Rendering yields segments: text that the template wrote (where special tokens are parsed) and text that came from
-// messages (where they never are), so a user cannot forge a control token.
+// messages (where they never are), so a user cannot forge a control token. A role counts as the template's text when
+// it is one of the usual ones, since templates make tokens of it: '<|' + message.role + '|>'.
 // Bounds: nesting 64, 1e6 steps, 16 MiB output. Immutable; any thread may render.
 #pragma once
+#include <ctime>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -30,8 +32,10 @@ class ChatTemplate {
   ~ChatTemplate();
   ChatTemplate(ChatTemplate&&) noexcept;
 
-  // Throws Error(kInvalidArgument) with the text of a template's own raise_exception(...).
-  std::vector<ChatSegment> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const;
+  // Throws Error(kInvalidArgument): the text of a template's own raise_exception(...), or a fault with its line.
+  // now: what strftime_now shows, in local time; 0 is the current time.
+  std::vector<ChatSegment> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt,
+                                  std::time_t now = 0) const;
 
  private:
   struct Program;

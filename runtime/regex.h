@@ -9,11 +9,9 @@
 #include <string_view>
 #include <vector>
 
-namespace pith {
+#include "runtime/utf8.h"
 
-struct TextRange {
-  size_t begin, end;  // bytes
-};
+namespace pith {
 
 class Pattern {
  public:

@@ -11,18 +11,22 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "format/metadata.h"
+#include "runtime/utf8.h"
 
 namespace pith {
 
 struct EncodeOptions {
   bool add_bos = false;        // prepend bos_id() when the model wants one (adds_bos())
   bool parse_special = false;  // recognise special tokens' texts, e.g. "<|user|>"
-  bool continuation = false;   // the text goes on mid-stream: no dummy prefix space (sentencepiece style)
+  // With parse_special: recognise them only inside these ranges of text (ascending, apart); empty: everywhere.
+  std::span<const TextRange> special_ranges = {};
+  bool continuation = false;  // the text goes on mid-stream: no dummy prefix space (sentencepiece style)
 };
 
 class Tokenizer {

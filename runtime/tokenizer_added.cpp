@@ -64,14 +64,21 @@ AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens) : node_match_{-1
   }
 }
 
-std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text, bool specials) const {
+std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text, bool specials,
+                                                  std::span<const TextRange> special_ranges) const {
   std::vector<Part> parts;
-  size_t done = 0;  // everything before is in parts
+  size_t range = 0;  // the first that does not end before `at`
+  size_t done = 0;   // everything before is in parts
   for (size_t at = 0; at < text.size();) {
     if (!first_byte_[static_cast<uint8_t>(text[at])]) {
       ++at;
       continue;
     }
+    while (range < special_ranges.size() && special_ranges[range].end <= at) ++range;
+    const bool in_range = range < special_ranges.size() && special_ranges[range].begin <= at;
+    const size_t special_end = special_ranges.empty() ? text.size()
+                               : in_range             ? special_ranges[range].end
+                                                      : 0;
     const Match* best = nullptr;
     size_t end = 0;
     uint32_t node = 0;
@@ -81,7 +88,7 @@ std::vector<AddedTokens::Part> AddedTokens::split(std::string_view text, bool sp
       node = child->second;
       if (node_match_[node] < 0) continue;
       const Match& match = matches_[node_match_[node]];
-      if ((match.flags & kAddedSpecial) != 0 && !specials) continue;
+      if ((match.flags & kAddedSpecial) != 0 && (!specials || k >= special_end)) continue;
       best = &match;
       end = k + 1;
     }

@@ -4,6 +4,7 @@
 // caller's choice: special ones never in text that a user typed. Immutable; any thread may split.
 #pragma once
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -11,6 +12,7 @@
 
 #include "format/metadata.h"
 #include "runtime/tokenizer_keys.h"
+#include "runtime/utf8.h"
 
 namespace pith {
 
@@ -34,8 +36,10 @@ class AddedTokens {
   // Later tokens win over earlier ones with the same text. Empty texts are never found.
   explicit AddedTokens(const std::vector<AddedToken>& tokens);
   bool empty() const { return matches_.empty(); }
-  // Cuts text at the tokens; specials only when asked for. No part is empty.
-  std::vector<Part> split(std::string_view text, bool specials) const;
+  // Cuts text at the tokens; specials only when asked for, and only inside special_ranges unless those are empty. No
+  // part is empty.
+  std::vector<Part> split(std::string_view text, bool specials,
+                          std::span<const TextRange> special_ranges = {}) const;
 
  private:
   struct Match {

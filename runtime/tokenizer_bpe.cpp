@@ -17,15 +17,21 @@ std::vector<bool> special_ids(const std::vector<AddedToken>& added, uint32_t voc
   return special;
 }
 
-// The tokens to look for in raw text, or in normalized text, in the form that they have there.
-std::vector<AddedToken> sought_tokens(const std::vector<AddedToken>& added, const Normalizer& normalizer,
-                                      bool normalized) {
+// The tokens to look for in raw text: those that are not `normalized`, and with all_specials every special one.
+std::vector<AddedToken> sought_in_raw(const std::vector<AddedToken>& added, bool all_specials) {
   std::vector<AddedToken> sought;
-  for (AddedToken token : added) {
-    if (((token.flags & kAddedNormalized) != 0) != normalized) continue;
-    if (normalized) token.text = normalizer.apply(token.text, true);
-    sought.push_back(std::move(token));
-  }
+  for (const AddedToken& token : added)
+    if ((token.flags & kAddedNormalized) == 0 || (all_specials && token.special())) sought.push_back(token);
+  return sought;
+}
+
+// The rest, in the form that normalization gives them.
+std::vector<AddedToken> sought_in_normalized(const std::vector<AddedToken>& added,
+                                             const Normalizer& normalizer) {
+  std::vector<AddedToken> sought;
+  for (const AddedToken& token : added)
+    if ((token.flags & kAddedNormalized) != 0)
+      sought.push_back({token.id, normalizer.apply(token.text, true), token.flags});
   return sought;
 }
 
@@ -50,6 +56,7 @@ class BpeTokenizer : public Tokenizer {
   };
   const AddedToken* added(int32_t id) const;
   bool is_token(int32_t id) const { return id >= 0 && static_cast<uint32_t>(id) < bpe_.vocabulary().size(); }
+  void encode_text(std::string_view text, Run& run) const;
   void encode_valid(std::string_view text, Run& run) const;
   void encode_words(std::string_view text, bool with_prefix, Run& run) const;
 
@@ -59,7 +66,7 @@ class BpeTokenizer : public Tokenizer {
   Bpe bpe_;
   Normalizer normalizer_;
   PreTokenizer pretokenizer_;
-  AddedTokens raw_splitter_, normalized_splitter_;
+  AddedTokens raw_splitter_, normalized_splitter_, ranged_splitter_;
   std::string space_;
   uint64_t decode_strip_;
 };
@@ -71,8 +78,9 @@ BpeTokenizer::BpeTokenizer(const Metadata& metadata, uint32_t vocab_size)
       bpe_(metadata, vocab_size, special_ids(added_tokens_, vocab_size)),
       normalizer_(metadata.get<std::vector<std::string>>("tokenizer.normalizer")),
       pretokenizer_(metadata.get<std::vector<std::string>>("tokenizer.pretokenizer")),
-      raw_splitter_(sought_tokens(added_tokens_, normalizer_, false)),
-      normalized_splitter_(sought_tokens(added_tokens_, normalizer_, true)),
+      raw_splitter_(sought_in_raw(added_tokens_, false)),
+      normalized_splitter_(sought_in_normalized(added_tokens_, normalizer_)),
+      ranged_splitter_(sought_in_raw(added_tokens_, true)),
       space_(metadata.get<std::string>("tokenizer.space")),
       decode_strip_(metadata.get<uint64_t>("tokenizer.decode_strip")) {
   for (size_t i = 0; i < added_tokens_.size(); ++i) added_by_id_[added_tokens_[i].id] = i;
@@ -90,43 +98,29 @@ void BpeTokenizer::encode_words(std::string_view text, bool with_prefix, Run& ru
                 run.scratch);
 }
 
-// text is valid UTF-8.
+// Text between added tokens; valid UTF-8.
 void BpeTokenizer::encode_valid(std::string_view text, Run& run) const {
-  for (const AddedTokens::Part& raw : raw_splitter_.split(text, run.options.parse_special)) {
-    if (raw.id >= 0) {
-      run.ids.push_back(raw.id);
-      run.at_start = false;
-      continue;
+  const bool with_prefix = !(run.at_start && run.options.continuation);
+  const bool specials = run.options.parse_special && run.options.special_ranges.empty();
+  const std::string normalized = normalizer_.apply(text, with_prefix);
+  for (const AddedTokens::Part& part : normalized_splitter_.split(normalized, specials)) {
+    if (part.id >= 0) {
+      run.ids.push_back(part.id);
+    } else {
+      encode_words(part.text, !(run.at_start && run.options.continuation), run);
     }
-    const bool with_prefix = !(run.at_start && run.options.continuation);
-    const std::string normalized = normalizer_.apply(raw.text, with_prefix);
-    for (const AddedTokens::Part& part : normalized_splitter_.split(normalized, run.options.parse_special)) {
-      if (part.id >= 0) {
-        run.ids.push_back(part.id);
-      } else {
-        encode_words(part.text, !(run.at_start && run.options.continuation), run);
-      }
-      run.at_start = false;
-    }
+    run.at_start = false;
   }
 }
 
-std::vector<int32_t> BpeTokenizer::encode(std::string_view text, const EncodeOptions& options) const {
-  if (text.size() > (1u << 30))
-    throw_error(ErrorCode::kInvalidArgument, "text of {} bytes, at most {} can be tokenized", text.size(),
-                1u << 30);
-  Run run{options, true, {}, {}};
-  if (options.add_bos && adds_bos_) run.ids.push_back(bos_id_);
-  if (is_valid_utf8(text)) {
-    encode_valid(text, run);
-    return std::move(run.ids);
-  }
-  // Invalid bytes: a word of their own where symbols are bytes, U+FFFD each elsewhere.
+// Text between added tokens. Invalid bytes: a word of their own where symbols are bytes, U+FFFD each elsewhere.
+void BpeTokenizer::encode_text(std::string_view text, Run& run) const {
+  if (is_valid_utf8(text)) return encode_valid(text, run);
   std::string valid, invalid;
   const auto flush = [&] {
     if (!valid.empty()) encode_valid(valid, run);
     bpe_.encode(invalid, run.ids, run.scratch);
-    run.at_start = run.at_start && valid.empty() && invalid.empty();
+    run.at_start = run.at_start && invalid.empty();
     valid.clear(), invalid.clear();
   };
   for (size_t at = 0; at < text.size();) {
@@ -142,6 +136,24 @@ std::vector<int32_t> BpeTokenizer::encode(std::string_view text, const EncodeOpt
     at += point.n_bytes;
   }
   flush();
+}
+
+std::vector<int32_t> BpeTokenizer::encode(std::string_view text, const EncodeOptions& options) const {
+  if (text.size() > (1u << 30))
+    throw_error(ErrorCode::kInvalidArgument, "text of {} bytes, at most {} can be tokenized", text.size(),
+                1u << 30);
+  Run run{options, true, {}, {}};
+  if (options.add_bos && adds_bos_) run.ids.push_back(bos_id_);
+  // Ranges count bytes of the raw text, so inside them every special token is looked for there.
+  const AddedTokens& splitter = options.special_ranges.empty() ? raw_splitter_ : ranged_splitter_;
+  for (const AddedTokens::Part& part : splitter.split(text, options.parse_special, options.special_ranges)) {
+    if (part.id >= 0) {
+      run.ids.push_back(part.id);
+      run.at_start = false;
+    } else {
+      encode_text(part.text, run);
+    }
+  }
   return std::move(run.ids);
 }
 

@@ -92,7 +92,7 @@ std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text,
   std::vector<int32_t> ids;
   if (options.add_bos && adds_bos_) ids.push_back(bos_id_);
   bool at_start = true;
-  for (const AddedTokens::Part& part : splitter_.split(text, options.parse_special)) {
+  for (const AddedTokens::Part& part : splitter_.split(text, options.parse_special, options.special_ranges)) {
     if (part.id >= 0) {
       ids.push_back(part.id);
     } else {

@@ -7,6 +7,10 @@
 
 namespace pith {
 
+struct TextRange {
+  size_t begin, end;  // bytes
+};
+
 struct CodePoint {
   char32_t value;
   uint32_t n_bytes;  // 1..4; always 1 when !valid

@@ -1,0 +1,54 @@
+// The filters, tests, methods and functions of the template language, each a row of a table in the source.
+#pragma once
+#include <ctime>
+#include <string>
+#include <vector>
+
+#include "runtime/chat_template_value.h"
+
+namespace pith {
+
+struct NamedTemplateValue {
+  std::string name;  // empty: positional
+  TemplateValue value;
+};
+
+// Arguments of a call, read by place or name. done() faults on what was not read.
+class TemplateArgs {
+ public:
+  explicit TemplateArgs(std::vector<NamedTemplateValue> args) : args_(std::move(args)), read_(args_.size()) {}
+  size_t n_positional() const;
+  // The argument at `place`, or called `name`; undefined when not given.
+  TemplateValue get(size_t place, const char* name = "");
+  TemplateValue need(size_t place, const char* name = "");
+  int64_t integer_or(size_t place, const char* name, int64_t fallback);
+  bool flag_or(size_t place, const char* name, bool fallback);
+  void done() const;
+  const std::vector<NamedTemplateValue>& all() const { return args_; }
+
+ private:
+  std::vector<NamedTemplateValue> args_;
+  std::vector<bool> read_;
+};
+
+bool is_template_filter(const std::string& name);
+bool is_template_test(const std::string& name);
+bool is_template_method(const std::string& name);
+bool is_template_function(const std::string& name);
+
+// name is a known one. Fault on wrong arguments or types.
+TemplateValue call_template_filter(TemplateHeap& heap, const std::string& name, const TemplateValue& of,
+                                   TemplateArgs& args);
+bool call_template_test(TemplateHeap& heap, const std::string& name, const TemplateValue& of,
+                        TemplateArgs& args);
+TemplateValue call_template_method(TemplateHeap& heap, const std::string& name, const TemplateValue& of,
+                                   TemplateArgs& args);
+// raise_exception throws TemplateRaise. now: for strftime_now.
+TemplateValue call_template_function(TemplateHeap& heap, const std::string& name, TemplateArgs& args,
+                                     std::time_t now);
+
+struct TemplateRaise {
+  std::string message;
+};
+
+}  // namespace pith
