@@ -65,14 +65,25 @@ double share_evenly(std::vector<LayerBudget>& layers, double target, double outl
     (total_bits(layers) <= target ? low : high) = middle;
   }
   set_all(layers, mix->group, mix->outlier_share, low);
-  // Whole groups leave a remainder: layer by layer, one more group where it fits.
-  for (LayerBudget& layer : layers) {
-    const q24::Shape before = layer.shape;
-    const uint32_t n_fine = before.n_fine + layer.shape.group +
-                            (before.n_fine == 0 ? n_pads(layer) / before.group * before.group : 0);
-    if (n_fine + before.n_slots > layer.n_cols) continue;
-    layer.shape.n_fine = n_fine;
-    if (total_bits(layers) > target) layer.shape = before;
+  // Whole groups leave a remainder: round after round, one more group or slot wherever it fits.
+  for (bool has_grown = true; has_grown;) {
+    has_grown = false;
+    for (LayerBudget& layer : layers) {
+      const q24::Shape before = layer.shape;
+      q24::Shape wider = before;
+      wider.n_fine += before.group + (before.n_fine == 0 ? n_pads(layer) / before.group * before.group : 0);
+      q24::Shape longer = before;
+      longer.n_slots += 1;
+      for (const q24::Shape& grown : {wider, longer}) {
+        if (grown.n_fine + grown.n_slots > layer.n_cols) continue;
+        layer.shape = grown;
+        if (total_bits(layers) <= target) {
+          has_grown = true;
+          break;
+        }
+        layer.shape = before;
+      }
+    }
   }
   return total_bits(layers);
 }

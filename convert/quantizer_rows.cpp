@@ -9,8 +9,8 @@
 
 #include "format/float16.h"
 
-// One source, compiled for each instruction set; the loader picks. Lanes are independent and products are never fused
-// (-ffp-contract=off), so all of them give the same bits.
+// The hot functions are compiled for each instruction set, and the loader picks. Lanes are independent and products are
+// never fused (-ffp-contract=off), so all of them give the same bits. Lanes cross a call by reference only.
 #define PITH_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #define PITH_INLINE inline __attribute__((always_inline))
 
@@ -133,7 +133,7 @@ PITH_INLINE Range range_of(const GroupProblem& g, const Lanes* t) {
 }
 
 // The continuous scale and minimum of a group, as min-max gives them or searched for the least weighted square error.
-PITH_INLINE void free_scale(const GroupProblem& g, bool search, bool integer_zero, Lanes& best_scale,
+PITH_CLONES void free_scale(const GroupProblem& g, bool search, bool integer_zero, Lanes& best_scale,
                             Lanes& best_min) {
   Lanes t[kMaxGroup];
   plain_targets(g, t);
@@ -185,8 +185,8 @@ PITH_INLINE void take(GroupChoice& best, const GroupChoice& next, uint32_t n, Ma
 }
 
 // The best codes over nibbles near (s, m): all pairs within `radius`.
-PITH_INLINE void search_nibbles(const GroupProblem& g, Lanes d, Lanes dmin, Lanes s, Lanes m, int radius,
-                                GroupChoice& best) {
+PITH_CLONES void search_nibbles(const GroupProblem& g, const Lanes& d, const Lanes& dmin, const Lanes& s,
+                                const Lanes& m, int radius, GroupChoice& best) {
   best.cost = splat(1e30f);
   best.s = s;
   best.m = m;
@@ -201,7 +201,7 @@ PITH_INLINE void search_nibbles(const GroupProblem& g, Lanes d, Lanes dmin, Lane
 }
 
 // acc[k] += sum over j of e[j] * v[j, k] for k in [begin, end); e: [n_j].
-PITH_INLINE void accumulate(Lanes* acc, uint32_t begin, uint32_t end, const Lanes* e, uint32_t n_j,
+PITH_CLONES void accumulate(Lanes* acc, uint32_t begin, uint32_t end, const Lanes* e, uint32_t n_j,
                             const float* v, size_t stride) {
   uint32_t k = begin;
   for (; k + 8 <= end; k += 8) {
@@ -215,6 +215,25 @@ PITH_INLINE void accumulate(Lanes* acc, uint32_t begin, uint32_t end, const Lane
   }
   for (; k < end; ++k)
     for (uint32_t j = 0; j < n_j; ++j) acc[k] += e[j] * splat(v[j * stride + k]);
+}
+
+// For descent (see the header): b = (e H_:g - e_g H_gg) V_g'^-1, and what the group costs as it is.
+PITH_CLONES void group_terms(const Lanes* gradient, const Lanes* e, uint32_t n, const float* h, size_t stride,
+                             const float* v, const float* v_inverse, Lanes* b, Lanes& cost) {
+  for (uint32_t j = 0; j < n; ++j) {
+    b[j] = gradient[j];
+    for (uint32_t i = 0; i < n; ++i) b[j] -= e[i] * splat(h[i * stride + j]);
+  }
+  for (uint32_t j = n; j-- > 0;) {
+    for (uint32_t k = j + 1; k < n; ++k) b[j] -= b[k] * splat(v[j * n + k]);
+    b[j] *= splat(v_inverse[j]);
+  }
+  cost = Lanes{};
+  for (uint32_t j = 0; j < n; ++j) {
+    Lanes sum = b[j];
+    for (uint32_t i = 0; i <= j; ++i) sum += e[i] * splat(v[i * n + j]);
+    cost += sum * sum;
+  }
 }
 
 // The state of 16 rows.
@@ -235,19 +254,19 @@ class Rows {
         gain_(n_coarse_),
         gain_col_(n_coarse_) {}
 
-  PITH_INLINE void choose_second_order();
-  PITH_INLINE void sweep();          // LDLQ from left to right
-  PITH_INLINE void pick_outliers();  // from the sweep's gains
-  PITH_INLINE void descend();        // one round
-  PITH_INLINE void refit_second_order();
-  PITH_INLINE void finish_outliers();   // fp16 deltas
-  PITH_INLINE Lanes cost(Lanes* norm);  // e H e', w H w'
+  void choose_second_order();
+  void sweep();          // LDLQ from left to right
+  void pick_outliers();  // from the sweep's gains
+  void descend();        // one round
+  void refit_second_order();
+  void finish_outliers();   // fp16 deltas
+  Lanes cost(Lanes* norm);  // e H e', w H w'
   void store(RowsResult& result) const;
 
  private:
-  PITH_INLINE GroupProblem group_problem(uint32_t g, const Lanes* a) const;
+  GroupProblem group_problem(uint32_t g, const Lanes* a) const;
   PITH_INLINE Lanes value_at(uint32_t c) const;
-  PITH_INLINE void times_metric(const Lanes* x, Lanes* out) const;
+  void times_metric(const Lanes* x, Lanes* out) const;
 
   const RowsProblem& p_;
   const Lanes* w_;
@@ -260,7 +279,7 @@ class Rows {
   bool has_outliers_ = false;
 };
 
-PITH_INLINE GroupProblem Rows::group_problem(uint32_t g, const Lanes* a) const {
+GroupProblem Rows::group_problem(uint32_t g, const Lanes* a) const {
   const uint32_t c = g * p_.group;
   const bool is_fine = g >= n_coarse_;
   return {p_.group,
@@ -281,7 +300,7 @@ PITH_INLINE Lanes Rows::value_at(uint32_t c) const {
   return step * codes_[c] - dmin_ * m_[g] + delta_[c];
 }
 
-PITH_INLINE void Rows::times_metric(const Lanes* x, Lanes* out) const {
+void Rows::times_metric(const Lanes* x, Lanes* out) const {
   if (p_.h.empty()) {
     for (uint32_t c = 0; c < p_.n; ++c) out[c] = x[c] * splat(p_.v_diag[c] * p_.v_diag[c]);
     return;
@@ -293,13 +312,13 @@ PITH_INLINE void Rows::times_metric(const Lanes* x, Lanes* out) const {
                p_.n);
 }
 
-PITH_INLINE Lanes to_f16_and_back(Lanes x) {
+Lanes to_f16_and_back(Lanes x) {
   for (uint32_t i = 0; i < kLanes; ++i) x[i] = f16_to_float(float_to_f16(x[i]));
   return x;
 }
 
 // d and dmin: those whose multiples 0..15 come closest to the groups' free scales and minimums.
-PITH_INLINE Lanes fit_unit(const LaneArray& free, const std::vector<float>& importance, uint32_t n) {
+Lanes fit_unit(const LaneArray& free, const std::vector<float>& importance, uint32_t n) {
   Lanes top{};
   for (uint32_t g = 0; g < n; ++g) top = max(top, free[g]);
   Lanes best = top * splat(1 / kMaxNibble), best_cost = splat(1e30f);
@@ -318,7 +337,7 @@ PITH_INLINE Lanes fit_unit(const LaneArray& free, const std::vector<float>& impo
   return to_f16_and_back(best);
 }
 
-PITH_INLINE void Rows::choose_second_order() {
+void Rows::choose_second_order() {
   LaneArray scales(n_groups_), minimums(n_groups_);
   std::vector<float> importance(n_groups_);
   const Lanes zeros[kMaxGroup] = {};
@@ -331,7 +350,7 @@ PITH_INLINE void Rows::choose_second_order() {
   dmin_ = fit_unit(minimums, importance, n_groups_);
 }
 
-PITH_INLINE void Rows::sweep() {
+void Rows::sweep() {
   constexpr uint32_t kBlock = 64;  // columns between two updates of everything to the right
   std::fill_n(a_.data(), p_.n, Lanes{});
   const bool with_gains = p_.n_slots > 0 && !has_outliers_;
@@ -394,7 +413,7 @@ PITH_INLINE void Rows::sweep() {
   }
 }
 
-PITH_INLINE void Rows::pick_outliers() {
+void Rows::pick_outliers() {
   for (uint32_t lane = 0; lane < kLanes; ++lane) {
     std::vector<uint32_t> order;
     for (uint32_t g = 0; g < n_coarse_; ++g)
@@ -409,34 +428,23 @@ PITH_INLINE void Rows::pick_outliers() {
   has_outliers_ = true;
 }
 
-PITH_INLINE void Rows::descend() {
+void Rows::descend() {
   LaneArray gradient(p_.n);  // e H
   times_metric(e_.data(), gradient.data());
   const uint32_t n = p_.group;
   for (uint32_t g = 0; g < n_groups_; ++g) {
     const uint32_t c = g * n;
     GroupProblem problem = group_problem(g, nullptr);
-    // b = (e H_:g - e_g H_gg) V_g'^-1, and what the group costs now.
-    Lanes b[kMaxGroup], now{};
     if (!p_.h.empty()) {
-      const float* h = p_.h.data() + size_t{c} * p_.n + c;
       const float* v = p_.group_v.data() + size_t{g} * n * n;
-      for (uint32_t j = 0; j < n; ++j) {
-        b[j] = gradient[c + j];
-        for (uint32_t i = 0; i < n; ++i) b[j] -= e_[c + i] * splat(h[i * p_.n + j]);
-      }
+      Lanes b[kMaxGroup], now;
       float diag[kMaxGroup], inverse[kMaxGroup];
-      for (uint32_t j = n; j-- > 0;) {
+      for (uint32_t j = 0; j < n; ++j) {
         diag[j] = v[j * n + j];
         inverse[j] = diag[j] > 0 ? 1 / diag[j] : 0;
-        for (uint32_t k = j + 1; k < n; ++k) b[j] -= b[k] * splat(v[j * n + k]);
-        b[j] *= splat(inverse[j]);
       }
-      for (uint32_t j = 0; j < n; ++j) {
-        Lanes sum = b[j];
-        for (uint32_t i = 0; i <= j; ++i) sum += e_[c + i] * splat(v[i * n + j]);
-        now += sum * sum;
-      }
+      group_terms(gradient.data() + c, e_.data() + c, n, p_.h.data() + size_t{c} * p_.n + c, p_.n, v, inverse,
+                  b, now);
       problem.v = v;
       problem.stride = n;
       problem.v_diag = diag;
@@ -467,7 +475,7 @@ PITH_INLINE void Rows::descend() {
 }
 
 // Least squares for d and dmin with everything else fixed: two unknowns a row.
-PITH_INLINE void Rows::refit_second_order() {
+void Rows::refit_second_order() {
   LaneArray scale_part(p_.n), min_part(p_.n), h_scale(p_.n), h_min(p_.n);
   for (uint32_t c = 0; c < p_.n_real; ++c) {
     const uint32_t g = c / p_.group;
@@ -505,14 +513,14 @@ PITH_INLINE void Rows::refit_second_order() {
   }
 }
 
-PITH_INLINE void Rows::finish_outliers() {
+void Rows::finish_outliers() {
   for (uint32_t c = 0; c < p_.n_real; ++c) {
     delta_[c] = to_f16_and_back(delta_[c]);
     e_[c] = w_[c] - value_at(c);
   }
 }
 
-PITH_INLINE Lanes Rows::cost(Lanes* norm) {
+Lanes Rows::cost(Lanes* norm) {
   LaneArray product(p_.n);
   times_metric(e_.data(), product.data());
   Lanes sum{};
@@ -551,7 +559,7 @@ void Rows::store(RowsResult& result) const {
 
 }  // namespace
 
-PITH_CLONES void quantize_rows(const RowsProblem& problem, const float* w, RowsResult& result) {
+void quantize_rows(const RowsProblem& problem, const float* w, RowsResult& result) {
   LaneArray lanes(problem.n);
   std::memcpy(static_cast<void*>(lanes.data()), w, problem.n * kLaneBytes);
   Rows rows(problem, lanes.data());
