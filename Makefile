@@ -13,7 +13,7 @@ MODEL   = $(BUILD)/demo-2.85.pith
 # Debian 12 names. Catch2 and python3 serve the tests, libeigen3 the quantizer.
 PACKAGES = g++ cmake ninja-build pkg-config libfmt-dev nlohmann-json3-dev libcli11-dev libedit-dev \
   libxxhash-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev libeigen3-dev catch2 python3
-DIST_PACKAGES = dpkg-dev libbsd-dev libmd-dev libncurses-dev binutils
+DIST_PACKAGES = dpkg-dev patch libbsd-dev libmd-dev libncurses-dev binutils
 CHECK_PACKAGES = clang-format
 
 export DEBIAN_FRONTEND = noninteractive
@@ -68,10 +68,11 @@ $(SP)/libsentencepiece.a: | dist-deps
 	@apt-get indextargets --format 'deb-src $$(REPO_URI) $$(RELEASE) $$(COMPONENT)' 'Created-By: Packages' | sort -u > $(SP)/sources.list
 	@cd $(SP) && apt="-qq -o Dir::Etc::sourcelist=$$PWD/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$$PWD/lists" && \
 	  apt-get $$apt update && rm -rf src && apt-get $$apt source --download-only sentencepiece 2>/dev/null && \
-	  dpkg-source --no-check -x sentencepiece_*.dsc src >/dev/null
+	  dpkg-source --no-check -x sentencepiece_*.dsc src >/dev/null && \
+	  patch -s -R -p1 -d src < src/debian/patches/disable-static-library.patch
 	@cmake -S $(SP)/src -B $(SP)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON \
 	  -DSPM_ENABLE_SHARED=OFF -DSPM_ENABLE_TCMALLOC=OFF >/dev/null
-	@cmake --build $(SP)/build -j $(JOBS) --target sentencepiece-static
+	@cmake --build $(SP)/build -j $(JOBS) --target sentencepiece-static >/dev/null
 	@cp $(SP)/build/src/libsentencepiece.a $@
 
 VERSION = $(shell sed -n 's/^project(pith VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
