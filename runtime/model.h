@@ -25,10 +25,12 @@ class Model {
   // Throws Error(kIo | kFormat | kUnsupported).
   static std::shared_ptr<const Model> open(const std::string& path,
                                            Container::Access access = Container::Access::kMap);
+  static std::shared_ptr<const Model> from_container(Container container);
 
   const Container& container() const { return container_; }
   const ModelSpec& spec() const { return spec_; }
-  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  bool has_tokenizer() const { return tokenizer_ != nullptr; }  // false for synthetic models
+  const Tokenizer& tokenizer() const;                           // throws kUnsupported when there is none
   const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
   const GenerationDefaults& generation() const { return generation_; }
 

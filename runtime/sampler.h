@@ -1,9 +1,8 @@
 // From logits to a token: penalties, then a chain of filters, then one draw. Same seed, same logits, same token.
 #pragma once
 #include <cstdint>
-#include <random>
 #include <span>
-#include <string>
+#include <string_view>
 #include <vector>
 
 namespace pith {
@@ -37,7 +36,15 @@ class Sampler {
     int32_t id;
     float value;
   };
+  uint32_t vocab_size_;
   std::vector<Candidate> candidates_;  // scratch, [vocab_size]
+  std::vector<uint32_t> counts_;       // scratch, [vocab_size], zero between calls
+
+  void penalize(std::span<const int32_t> history);
+  void keep_top_k();
+  void keep_top_p();
+  void keep_min_p();
+  int32_t draw();
 };
 
 }  // namespace pith

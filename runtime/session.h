@@ -51,7 +51,8 @@ class Session {
   void sync(std::span<const int32_t> ids);
   void append(int32_t id) { append(std::span<const int32_t>(&id, 1)); }
   void append(std::span<const int32_t> ids);
-  void rewind(uint32_t n_tokens);  // keep only the first n_tokens; logits() are invalid until the next sync/append
+  void rewind(
+      uint32_t n_tokens);  // keep only the first n_tokens; logits() are invalid until the next sync/append
 
   std::span<const float> logits() const;  // [vocab_size], valid after sync/append
 

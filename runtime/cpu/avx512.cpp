@@ -1,0 +1,322 @@
+// AVX-512 kernels (VNNI and GFNI). Same bits as scalar.cpp.
+//
+// Q24, one token: a vector is the 16 words (rows) of a half line. One GFNI instruction extracts the codes of a quad
+// (four columns) as bytes, one vpdpbusd multiplies them with four broadcast activations. A line's sums fit int16
+// (16 * 127 * 15 = 30480), so two lines' sums are packed into int16 pairs and one vpdpwssd applies both scales.
+//
+// Many tokens: a vector is 16 tokens. A panel's block (32 rows x 128 columns) is unpacked once to bytes
+// scale * (4*hi + lo) <= 225, so that vpdpbusd alone sums a block, and is used for all tokens: 4 rows x 64 tokens at
+// a time, 16 accumulators against 8 loads for 16 vpdpbusd. The minimums are a second, 1/8 as long pass of vpdpwssd.
+#include <immintrin.h>
+
+#include "runtime/cpu/generic.h"
+#include "runtime/cpu/panel_scratch.h"
+#include "runtime/cpu/tables.h"
+#include "runtime/cpu/vec_avx512.h"
+
+namespace pith::cpu {
+
+namespace {
+
+using Avx512 = Generic<VecAvx512>;
+
+__m512i load512(const void* p) {
+  return _mm512_loadu_si512(p);
+}
+
+int32_t load_word(const void* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, 4);
+  return bits;
+}
+
+// ---- codes --------------------------------------------------------------------------------------------------------
+
+// GF(2) matrices for vgf2p8affineqb: output bit i is the parity of input & byte 7 - i. Bits 2p, 2p + 1 of a byte move
+// to bits 2, 3 (hi: the code times 4) or to bits 0, 1 (lo).
+constexpr long long kHiMatrix(int p) {
+  return (2LL << (2 * p) << 32) | (1LL << (2 * p) << 40);
+}
+constexpr long long kLoMatrix(int p) {
+  return static_cast<long long>((2ULL << (2 * p) << 48) | (1ULL << (2 * p) << 56));
+}
+
+template <int kQuad>
+__m512i hi_codes(__m512i hi) {
+  if constexpr (kQuad == 1) return _mm512_and_si512(hi, _mm512_set1_epi8(0x0c));
+  return _mm512_gf2p8affine_epi64_epi8(hi, _mm512_set1_epi64(kHiMatrix(kQuad)), 0);
+}
+template <int kQuad>
+__m512i lo_codes(__m512i lo) {
+  if constexpr (kQuad == 0) return _mm512_and_si512(lo, _mm512_set1_epi8(0x03));
+  return _mm512_gf2p8affine_epi64_epi8(lo, _mm512_set1_epi64(kLoMatrix(kQuad)), 0);
+}
+
+// Scales and minimums of a pair of lines for 16 words, each as int16 pairs (even line, odd line).
+struct PairScales {
+  __m512i s, m;
+};
+template <uint32_t kGroup>
+PairScales pair_scales(const uint8_t* scales, uint32_t pair, uint32_t half) {
+  const uint8_t* const bytes = scales + size_t{kGroup == 16 ? pair : pair / 2} * 64 + half * 32;
+  __m512i sm = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
+  if constexpr (kGroup == 32) {  // both lines belong to one group: byte 0 or 1 of the word, twice
+    const int select = pair % 2 ? static_cast<int>(0x80028002) : static_cast<int>(0x80008000);
+    const __m512i each = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    sm = _mm512_shuffle_epi8(sm, _mm512_add_epi32(_mm512_set1_epi32(select), each));
+  }
+  return {_mm512_and_si512(sm, _mm512_set1_epi16(15)), _mm512_srli_epi16(sm, 4)};
+}
+
+// ---- one token ----------------------------------------------------------------------------------------------------
+
+__m512i quad(const int8_t* a, int p) {
+  return _mm512_set1_epi32(load_word(a + 4 * p));
+}
+
+__m512i line_sums(__m512i hi, const int8_t* a) {
+  __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), hi_codes<0>(hi), quad(a, 0));
+  __m512i other = _mm512_dpbusd_epi32(_mm512_setzero_si512(), hi_codes<1>(hi), quad(a, 1));
+  sum = _mm512_dpbusd_epi32(sum, hi_codes<2>(hi), quad(a, 2));
+  other = _mm512_dpbusd_epi32(other, hi_codes<3>(hi), quad(a, 3));
+  return _mm512_add_epi32(sum, other);
+}
+__m512i fine_sums(__m512i sum, __m512i lo, const int8_t* a) {
+  sum = _mm512_dpbusd_epi32(sum, lo_codes<0>(lo), quad(a, 0));
+  __m512i other = _mm512_dpbusd_epi32(_mm512_setzero_si512(), lo_codes<1>(lo), quad(a, 1));
+  sum = _mm512_dpbusd_epi32(sum, lo_codes<2>(lo), quad(a, 2));
+  other = _mm512_dpbusd_epi32(other, lo_codes<3>(lo), quad(a, 3));
+  return _mm512_add_epi32(sum, other);
+}
+
+// Sums of the outliers of 16 words, added to `sum`.
+__m512 add_outliers(const Matrix& m, uint32_t panel, uint32_t half, const Input& in, __m512 sum) {
+  const q24::Layout& l = m.view.layout;
+  for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
+    const __m512i words =
+        load512(m.view.outliers + (size_t{panel} * l.shape.n_slots + slot) * 64 + half * 32);
+    const __m512i col = _mm512_and_si512(words, _mm512_set1_epi32(0xffff));
+    const __mmask16 inside = _mm512_cmplt_epu32_mask(col, _mm512_set1_epi32(static_cast<int>(l.padded_cols)));
+    const __m512i bytes = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), inside, col, in.a, 1);
+    const __m512 scale =
+        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, _mm512_srli_epi32(col, 7), in.scales, 4);
+    const __m512 x =
+        _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(bytes, 24), 24)));
+    const __m512 delta = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)));
+    sum = _mm512_mask3_fmadd_ps(delta, x, sum, inside);
+  }
+  return sum;
+}
+
+template <uint32_t kGroup>
+void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
+  const q24::Layout& l = m.view.layout;
+  const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
+  const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
+  const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
+  const uint32_t first_fine = l.n_lines - l.n_fine_lines;
+
+  __m512 acc_s[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, acc_m[2] = {acc_s[0], acc_s[0]};
+  for (uint32_t block = 0; block < m.n_blocks(); ++block) {
+    const uint32_t end = block * 8 + 8 < l.n_lines ? block * 8 + 8 : l.n_lines;
+    __m512i big_t[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, big_m[2] = {big_t[0], big_t[0]};
+    for (uint32_t line = block * 8; line < end; line += 2) {
+      const int8_t* const a = in.a + size_t{line} * 16;
+      const uint8_t* const hi = base + size_t{line} * q24::kLineBytes;
+      const __m512i sums_a = _mm512_set1_epi32(load_word(in.sums + line));
+      __m512i even[2], odd[2];
+      for (uint32_t half = 0; half < 2; ++half) {
+        even[half] = line_sums(load512(hi + half * 64), a);
+        odd[half] = line_sums(load512(hi + q24::kLineBytes + half * 64), a + 16);
+      }
+      if (line + 1 >= first_fine) {
+        const uint8_t* const lo = fine + (size_t{line + 1} - first_fine) * q24::kLineBytes;
+        for (uint32_t half = 0; half < 2; ++half)
+          odd[half] = fine_sums(odd[half], load512(lo + half * 64), a + 16);
+        if (line >= first_fine)
+          for (uint32_t half = 0; half < 2; ++half)
+            even[half] = fine_sums(even[half], load512(lo - q24::kLineBytes + half * 64), a);
+      }
+      for (uint32_t half = 0; half < 2; ++half) {
+        const PairScales pair = pair_scales<kGroup>(scales, line / 2, half);
+        const __m512i both =
+            _mm512_mask_blend_epi16(0xaaaaaaaa, even[half], _mm512_slli_epi32(odd[half], 16));
+        big_t[half] = _mm512_dpwssd_epi32(big_t[half], both, pair.s);
+        big_m[half] = _mm512_dpwssd_epi32(big_m[half], pair.m, sums_a);
+      }
+    }
+    const __m512 scale = _mm512_set1_ps(in.scales[block]);
+    for (uint32_t half = 0; half < 2; ++half) {
+      acc_s[half] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(big_t[half]), acc_s[half]);
+      acc_m[half] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(big_m[half]), acc_m[half]);
+    }
+  }
+
+  __m512 sums[2];
+  for (uint32_t half = 0; half < 2; ++half) {
+    const __m512i both = load512(m.view.row_scale + size_t{panel} * 64 + half * 32);  // words {d, dmin}
+    const __m512 d = _mm512_mul_ps(_mm512_set1_ps(0.25f), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
+    const __m512 dmin = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+    sums[half] = _mm512_fnmadd_ps(dmin, acc_m[half], _mm512_mul_ps(d, acc_s[half]));
+    sums[half] = add_outliers(m, panel, half, in, sums[half]);
+  }
+  // Word order to row order: row r is word 4 * (r % 8) + r / 8.
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  _mm512_storeu_ps(y, _mm512_permutex2var_ps(sums[0], first, sums[1]));
+  _mm512_storeu_ps(y + 16,
+                   _mm512_permutex2var_ps(sums[0], _mm512_add_epi32(first, _mm512_set1_epi32(2)), sums[1]));
+}
+
+// ---- many tokens --------------------------------------------------------------------------------------------------
+
+// Bytes of codes (<= 15) times the word's scale, s16: the scale in each int16.
+__m512i scaled(__m512i codes, __m512i s16) {
+  const __m512i even = _mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0xff)), s16);
+  const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), s16);
+  return _mm512_or_si512(even, _mm512_slli_epi16(odd, 8));
+}
+
+// One block of a panel to bytes and minimums, in word order.
+template <uint32_t kGroup>
+void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch& out) {
+  const q24::Layout& l = m.view.layout;
+  const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
+  const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
+  const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
+  const uint32_t first_fine = l.n_lines - l.n_fine_lines, begin = block * 8;
+  const uint32_t end = begin + 8 < l.n_lines ? begin + 8 : l.n_lines;
+  for (uint32_t line = begin; line < end; ++line) {
+    for (uint32_t half = 0; half < 2; ++half) {
+      const PairScales pair = pair_scales<kGroup>(scales, line / 2, half);
+      if (line % 2 == 0) _mm512_store_si512(out.minimums[(line - begin) / 2] + half * 16, pair.m);
+      // The line's scale in both int16 of each word.
+      const __m512i s =
+          line % 2 ? _mm512_srli_epi32(pair.s, 16) : _mm512_and_si512(pair.s, _mm512_set1_epi32(0xffff));
+      const __m512i s16 = _mm512_or_si512(s, _mm512_slli_epi32(s, 16));
+      const __m512i hi = load512(base + size_t{line} * q24::kLineBytes + half * 64);
+      const bool is_fine = line >= first_fine;
+      const __m512i lo = is_fine ? load512(fine + size_t{line - first_fine} * q24::kLineBytes + half * 64)
+                                 : _mm512_setzero_si512();
+      const auto put = [&](uint32_t p, __m512i h, __m512i f) {
+        _mm512_store_si512(out.codes[(line - begin) * 4 + p] + half * 64, scaled(_mm512_or_si512(h, f), s16));
+      };
+      put(0, hi_codes<0>(hi), lo_codes<0>(lo));
+      put(1, hi_codes<1>(hi), lo_codes<1>(lo));
+      put(2, hi_codes<2>(hi), lo_codes<2>(lo));
+      put(3, hi_codes<3>(hi), lo_codes<3>(lo));
+    }
+  }
+}
+
+// One block for kRows words from `word` on and kVectors x 16 tokens from `lane` on, added to the accumulators.
+template <int kRows, int kVectors>
+void block_tile(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block, uint32_t word,
+                const Input& in, uint32_t lane, float* acc_s, float* acc_m) {
+  const size_t lanes = in.n_lanes;
+  __m512 scale[kVectors];
+  for (int v = 0; v < kVectors; ++v) scale[v] = _mm512_loadu_ps(in.scales + block * lanes + lane + v * 16);
+  const auto add = [&](float* acc, const __m512i(&sums)[kRows][kVectors]) {
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) {
+        float* const at = acc + (word + static_cast<uint32_t>(r)) * lanes + lane + v * 16;
+        _mm512_storeu_ps(at, _mm512_fmadd_ps(scale[v], _mm512_cvtepi32_ps(sums[r][v]), _mm512_loadu_ps(at)));
+      }
+  };
+
+  __m512i sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_si512();
+  const int8_t* a = in.a + (size_t{block} * 32 * lanes + lane) * 4;
+  for (uint32_t q = 0; q < n_lines * 4; ++q, a += lanes * 4) {
+    __m512i x[kVectors];
+    for (int v = 0; v < kVectors; ++v) x[v] = load512(a + v * 64);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i w =
+          _mm512_set1_epi32(load_word(unpacked.codes[q] + (word + static_cast<uint32_t>(r)) * 4));
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], w, x[v]);
+    }
+  }
+  add(acc_s, sums);
+
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_si512();
+  const int16_t* group_sums = in.sums + (size_t{block} * 4 * lanes + lane) * 2;
+  for (uint32_t pair = 0; pair < n_lines / 2; ++pair, group_sums += lanes * 2) {
+    __m512i x[kVectors];
+    for (int v = 0; v < kVectors; ++v) x[v] = load512(group_sums + v * 32);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i w = _mm512_set1_epi32(unpacked.minimums[pair][word + static_cast<uint32_t>(r)]);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_dpwssd_epi32(sums[r][v], w, x[v]);
+    }
+  }
+  add(acc_m, sums);
+}
+
+// y of one word: scales, minimums, outliers.
+void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, const float* acc_s,
+                 const float* acc_m, float* y) {
+  const q24::Layout& l = m.view.layout;
+  const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
+  const __m512 d = _mm512_set1_ps(0.25f * _cvtsh_ss(row_scale[0])),
+               dmin = _mm512_set1_ps(_cvtsh_ss(row_scale[1]));
+  const size_t lanes = in.n_lanes;
+  for (uint32_t lane = 0; lane < lanes; lane += 16)
+    _mm512_storeu_ps(y + lane, _mm512_fnmadd_ps(dmin, _mm512_loadu_ps(acc_m + lane),
+                                                _mm512_mul_ps(d, _mm512_loadu_ps(acc_s + lane))));
+  for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
+    const uint16_t* const word =
+        m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
+    const uint32_t col = word[0];
+    if (col >= l.padded_cols) continue;
+    const __m512 delta = _mm512_set1_ps(_cvtsh_ss(word[1]));
+    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - col % 4 * 8));
+    const int8_t* const a = in.a + size_t{col / 4} * lanes * 4;
+    const float* const scales = in.scales + size_t{col / kBlock} * lanes;
+    for (uint32_t lane = 0; lane < lanes; lane += 16) {
+      const __m512i bytes = _mm512_srai_epi32(_mm512_sll_epi32(load512(a + lane * 4), up), 24);
+      const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scales + lane), _mm512_cvtepi32_ps(bytes));
+      _mm512_storeu_ps(y + lane, _mm512_fmadd_ps(delta, x, _mm512_loadu_ps(y + lane)));
+    }
+  }
+}
+
+template <uint32_t kGroup>
+void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
+  PanelScratch& unpacked = *reinterpret_cast<PanelScratch*>(scratch);
+  const size_t lanes = in.n_lanes;
+  float* const acc_s = unpacked.accumulators();
+  float* const acc_m = acc_s + kPanelRows * lanes;
+  __builtin_memset(acc_s, 0, 2 * kPanelRows * lanes * sizeof(float));
+  for (uint32_t block = 0; block < m.n_blocks(); ++block) {
+    unpack_block<kGroup>(m, panel, block, unpacked);
+    const uint32_t rest = m.view.layout.n_lines - block * 8, n_lines = rest < 8 ? rest : 8;
+    uint32_t lane = 0;
+    for (; lane + 64 <= lanes; lane += 64)
+      for (uint32_t w = 0; w < kPanelRows; w += 4)
+        block_tile<4, 4>(unpacked, n_lines, block, w, in, lane, acc_s, acc_m);
+    for (; lane + 32 <= lanes; lane += 32)
+      for (uint32_t w = 0; w < kPanelRows; w += 8)
+        block_tile<8, 2>(unpacked, n_lines, block, w, in, lane, acc_s, acc_m);
+    for (; lane < lanes; lane += 16)
+      for (uint32_t w = 0; w < kPanelRows; w += 16)
+        block_tile<16, 1>(unpacked, n_lines, block, w, in, lane, acc_s, acc_m);
+  }
+  for (uint32_t w = 0; w < kPanelRows; ++w)
+    finish_word(m, panel, w, in, acc_s + w * lanes, acc_m + w * lanes, y + (8 * (w % 4) + w / 4) * lanes);
+}
+
+void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
+  if (!m.is_q24()) return Avx512::plain_panel_any(m, index, in, y);
+  const bool wide = m.view.layout.shape.group == 32;
+  if (in.n_lanes == 1) return wide ? q24_one<32>(m, index, in, y) : q24_one<16>(m, index, in, y);
+  return wide ? q24_many<32>(m, index, in, scratch, y) : q24_many<16>(m, index, in, scratch, y);
+}
+
+}  // namespace
+
+const Kernels kAvx512Kernels = {
+    "avx512",     Avx512::rms_norm, Avx512::quantize, panel,           Avx512::gate,   Avx512::softcap,
+    Avx512::rope, Avx512::append,   Avx512::attend,   Avx512::combine, Avx512::finish,
+};
+
+}  // namespace pith::cpu

@@ -1,0 +1,109 @@
+// Which kernels this CPU can run, and what they share whatever the instruction set.
+#include "format/float16.h"
+#include "runtime/cpu/panel_scratch.h"
+#include "runtime/cpu/tables.h"
+
+namespace pith::cpu {
+
+namespace {
+
+bool always() {
+  return true;
+}
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("gfni");
+}
+#endif
+
+struct Entry {
+  const Kernels* kernels;
+  bool (*supported)();
+};
+
+const Entry kEntries[] = {
+    {&kScalarKernels, always},
+#if defined(__x86_64__)
+    {&kAvx2Kernels, has_avx2},
+    {&kAvx512Kernels, has_avx512},
+#endif
+};
+
+}  // namespace
+
+std::vector<const Kernels*> supported_kernels() {
+  std::vector<const Kernels*> list;
+  for (const Entry& entry : kEntries)
+    if (entry.supported()) list.push_back(entry.kernels);
+  return list;
+}
+
+const Kernels& select_kernels(const std::string& name) {
+  const std::vector<const Kernels*> supported = supported_kernels();
+  if (name == "auto") return *supported.back();
+  for (const Kernels* kernels : supported)
+    if (name == kernels->name) return *kernels;
+  std::string known;
+  for (const Entry& entry : kEntries) {
+    if (name == entry.kernels->name)
+      throw_error(ErrorCode::kUnsupported,
+                  "kernels '{}': this CPU lacks the instructions, expected {} or slower", name,
+                  supported.back()->name);
+    known.append(", ").append(entry.kernels->name);
+  }
+  throw_error(ErrorCode::kInvalidArgument, "kernels: '{}', expected auto{}", name, known);
+}
+
+uint64_t panel_scratch_bytes(uint32_t n_lanes) {
+  return sizeof(PanelScratch) + uint64_t{2} * kPanelRows * n_lanes * sizeof(float);
+}
+
+void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {
+  if (!m.is_q24()) {
+    const size_t first = size_t{row} * m.n_cols;
+    for (uint32_t c = 0; c < m.n_cols; ++c) {
+      const size_t i = first + c;
+      float value = 0;
+      if (m.kind == TensorKind::kF32)
+        value = reinterpret_cast<const float*>(m.data)[i];
+      else if (m.kind == TensorKind::kF16)
+        value = f16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
+      else
+        value = bf16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
+      out[c] = value * scale;
+    }
+    return;
+  }
+  // As q24::dequantize_row, but through the validated permutation.
+  const q24::View& v = m.view;
+  const q24::Layout& l = v.layout;
+  const size_t panel = row / kPanelRows;
+  const uint32_t w = q24::row_word(row % kPanelRows);
+  const uint16_t* const row_scale = v.row_scale + (panel * kPanelRows + w) * 2;
+  const float d = f16_to_float(row_scale[0]), dmin = f16_to_float(row_scale[1]);
+  const uint8_t* const base = v.base + panel * l.n_lines * q24::kLineBytes + w * 4;
+  const uint8_t* const fine = v.fine + panel * l.n_fine_lines * q24::kLineBytes + w * 4;
+  const uint8_t* const scales = v.scales + panel * l.scales_stride + w * 2;
+  const uint32_t first_fine = l.n_lines - l.n_fine_lines;
+  for (uint32_t c = 0; c < m.n_cols; ++c) {
+    const uint32_t line = c / 16, shift = c % 16 / 4 * 2, j = c % 4, g = c / l.shape.group;
+    uint32_t code = (base[size_t{line} * q24::kLineBytes + j] >> shift & 3u) * 4;
+    if (line >= first_fine) code += fine[size_t{line - first_fine} * q24::kLineBytes + j] >> shift & 3u;
+    const uint8_t sm = scales[size_t{g / 2} * 64 + g % 2];
+    out[m.perm[c]] = d * static_cast<float>(sm & 15) * (static_cast<float>(code) * 0.25f) -
+                     dmin * static_cast<float>(sm >> 4);
+  }
+  for (uint32_t i = 0; i < l.shape.n_slots; ++i) {
+    const uint16_t* const slot = v.outliers + ((panel * l.shape.n_slots + i) * kPanelRows + w) * 2;
+    if (slot[0] < m.n_cols) out[m.perm[slot[0]]] += f16_to_float(slot[1]);
+  }
+  for (uint32_t c = 0; c < m.n_cols; ++c) out[m.perm[c]] *= m.col_scale[c / 16] * scale;
+}
+
+}  // namespace pith::cpu

@@ -1,0 +1,120 @@
+// The CPU kernels: what they compute, in which order, and on which layouts. One table of functions an instruction set.
+//
+// Results are the same bits on every instruction set, for any number of tokens a call and any thread count. That holds
+// because every float operation and its order is fixed here, and the rest is integer arithmetic without overflow:
+//
+//   Activations of a Q24 matrix. x'[c] = col_scale[c / 16] * x[perm[c]] in blocks of 128 storage columns (the last may
+//   have 64): scale = max|x'| / 127, a = round_to_nearest_even(x' * (127 / max|x'|)); max|x'| < 1e-30 counts as zero.
+//   Q24 matvec. For each row and block, exact in int32:   T = sum s * a * (4*hi + lo),   M = sum m * a.
+//     acc_s = fma(scale, float(T), acc_s) and acc_m = fma(scale, float(M), acc_m) block after block, then
+//     y = fma(-dmin, acc_m, (0.25f * d) * acc_s), then y = fma(delta, scale * float(a[column]), y) slot after slot.
+//     |T| <= 8 * 15 * 16 * 127 * 15 < 2^24, so float(T) is exact.
+//   Plain matvec. 16 lanes; lane l sums columns l, l+16, ... by fma; lanes are added as a tree: i += i+8, +4, +2, +1.
+//   Attention. The positions that a query sees are cut at multiples of kSegment; within a segment: scores (fma over
+//   head_dim in order), their maximum, exp, sum over 16 lanes (lane = position % 16) as a tree, values (fma over the
+//   positions in order); segments are then combined in order by combine().
+//
+// Tokens are lanes: with n_tokens > 1, activations lie as [.., n_lanes, ..] with n_lanes a multiple of 16, and a panel's
+// result is y[32 rows][n_lanes]; a single token has n_lanes = 1. Nothing here allocates, locks or throws.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "format/container.h"
+#include "format/q24.h"
+#include "models/spec.h"
+
+namespace pith::cpu {
+
+constexpr uint32_t kLanes = 16;
+constexpr uint32_t kPanelRows = q24::kPanelRows;  // rows that one call of `panel` computes, for every kind
+constexpr uint32_t kBlock = q24::kActivationBlock;
+constexpr uint32_t kSegment = 256;    // positions
+constexpr uint32_t kMaxQueries = 32;  // of one call of `attend`
+
+// A linear layer. What the kernels index by is a validated copy, not the mapping.
+struct Matrix {
+  TensorKind kind = TensorKind::kF32;
+  uint32_t n_rows = 0, n_cols = 0;
+  const uint8_t* data = nullptr;     // plain kinds: [n_rows, n_cols]
+  q24::View view{};                  // kQ24
+  const uint16_t* perm = nullptr;    // kQ24: [padded_cols], < n_cols; pads are 0
+  const float* col_scale = nullptr;  // kQ24: [padded_cols / 16]
+
+  bool is_q24() const { return kind == TensorKind::kQ24; }
+  uint32_t n_panels() const { return (n_rows + kPanelRows - 1) / kPanelRows; }
+  uint32_t n_blocks() const { return (view.layout.padded_cols + kBlock - 1) / kBlock; }
+};
+
+// The input of one matrix for n_tokens tokens. Lanes past n_tokens hold anything; so do their results.
+struct Input {
+  uint32_t n_tokens = 1, n_lanes = 1;
+  const float* x = nullptr;  // plain kinds: [n_tokens, x_stride]
+  uint32_t x_stride = 0;
+  int8_t* a = nullptr;      // kQ24: [padded_cols / 4, n_lanes, 4], and 64 readable bytes behind
+  int16_t* sums = nullptr;  // kQ24: [n_lines / 2, n_lanes, 2], sum of a over a line
+  float* scales = nullptr;  // kQ24: [n_blocks, n_lanes]
+};
+
+inline uint32_t lanes_for(uint32_t n_tokens) {
+  return n_tokens == 1 ? 1 : (n_tokens + kLanes - 1) / kLanes * kLanes;
+}
+
+// One KV head of one layer.
+//   k: [n_ctx / 16 tiles, head_dim, 16 positions] (a vector of 16 positions meets one broadcast element of q)
+//   v: [n_ctx, padded_head_dim], padded with zeros to a multiple of 16
+// fp16 when k_scale is null, otherwise int8 with a scale per position: [n_ctx].
+struct KvHead {
+  uint8_t* k;
+  uint8_t* v;
+  float* k_scale;
+  float* v_scale;
+  uint32_t head_dim, padded_head_dim;
+};
+
+// What one query sees of a segment and what comes out of it.
+struct Query {
+  const float* q;       // [head_dim]
+  uint32_t begin, end;  // absolute positions inside the segment; begin < end
+  float* out;           // [padded_head_dim + 2]: sum of p * v, then maximum and sum of p
+};
+
+struct Kernels {
+  const char* name;
+
+  // out = x * (1 / sqrt(mean(x^2) + eps)) * w; out may be x.
+  void (*rms_norm)(const float* x, const float* w, uint32_t n, float eps, float* out);
+  // Quantizes blocks [block_begin, block_end) of one token's x [n_cols] into lane `lane` of `in`.
+  void (*quantize)(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end, uint32_t lane,
+                   const Input& in);
+  // y [32, n_lanes] = rows 32 * panel .. of the matrix times the input. Rows past n_rows hold anything.
+  // scratch: panel_scratch_bytes(n_lanes), 64-byte aligned, private to the thread.
+  void (*panel)(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y);
+  // out[i] = act(gate[i]) * up[i]
+  void (*gate)(Activation activation, const float* gate, const float* up, uint32_t n, float* out);
+  // x[i] = cap * tanh(x[i] / cap)
+  void (*softcap)(float* x, uint32_t n, float cap);
+  // Rotates pairs (i, i + n/2) of x [n] by cos, sin [n/2].
+  void (*rope)(float* x, uint32_t n, const float* cos, const float* sin);
+  // Stores k and v [head_dim] of one position, rounded to the head's type. fp16 saturates.
+  void (*append)(const KvHead& kv, uint32_t position, const float* k, const float* v);
+  // n_queries (1 .. kMaxQueries) against one segment. softcap 0 = none. scores: [n_queries, kSegment] scratch.
+  void (*attend)(const KvHead& kv, uint32_t segment, const Query* queries, uint32_t n_queries, float scale,
+                 float softcap, float* scores);
+  // into = into (+) part, both [padded_head_dim + 2] as Query::out.
+  void (*combine)(float* into, const float* part, uint32_t padded_head_dim);
+  // out [head_dim] = sums / sum of p
+  void (*finish)(const float* sums, uint32_t head_dim, uint32_t padded_head_dim, float* out);
+};
+
+uint64_t panel_scratch_bytes(uint32_t n_lanes);
+
+// Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
+void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);
+
+// "auto", "scalar", "avx2", "avx512". Throws kInvalidArgument (unknown name) or kUnsupported (the CPU lacks it).
+const Kernels& select_kernels(const std::string& name);
+std::vector<const Kernels*> supported_kernels();  // best last; for tests and `doctor`
+
+}  // namespace pith::cpu

@@ -1,0 +1,95 @@
+// The reference kernels: plain C++, any CPU. Q24 here is the definition that the vector versions must match.
+#include "format/float16.h"
+#include "runtime/cpu/generic.h"
+#include "runtime/cpu/tables.h"
+#include "runtime/cpu/vec_scalar.h"
+
+namespace pith::cpu {
+
+namespace {
+
+// Codes of columns 4p .. 4p+3 of one line and word, as 4*hi + lo in four bytes.
+struct Word {
+  uint32_t hi, lo;
+  uint32_t code(uint32_t p, uint32_t j) const {
+    const uint32_t shift = 8 * j + 2 * p;
+    return (hi >> shift & 3) * 4 + (lo >> shift & 3);
+  }
+};
+
+uint32_t load_word(const uint8_t* line, uint32_t w) {
+  uint32_t word;
+  std::memcpy(&word, line + w * 4, sizeof word);
+  return word;
+}
+
+// T and M of one word (row) and block for one token.
+void block_sums(const Matrix& m, uint32_t panel, uint32_t w, uint32_t block, const Input& in, uint32_t t,
+                int32_t* big_t, int32_t* big_m) {
+  const q24::Layout& l = m.view.layout;
+  const uint32_t line_end = block * 8 + 8 < l.n_lines ? block * 8 + 8 : l.n_lines;
+  const uint32_t first_fine = l.n_lines - l.n_fine_lines;
+  *big_t = *big_m = 0;
+  for (uint32_t line = block * 8; line < line_end; ++line) {
+    Word word{load_word(m.view.base + (size_t{panel} * l.n_lines + line) * q24::kLineBytes, w), 0};
+    if (line >= first_fine)
+      word.lo = load_word(
+          m.view.fine + (size_t{panel} * l.n_fine_lines + (line - first_fine)) * q24::kLineBytes, w);
+    int32_t sum = 0;
+    for (uint32_t p = 0; p < 4; ++p) {
+      const int8_t* const a = in.a + ((size_t{line} * 4 + p) * in.n_lanes + t) * 4;
+      for (uint32_t j = 0; j < 4; ++j) sum += static_cast<int32_t>(word.code(p, j)) * a[j];
+    }
+    const uint32_t g = line * 16 / l.shape.group;
+    const uint8_t sm = m.view.scales[panel * l.scales_stride + size_t{g / 2} * 64 + w * 2 + g % 2];
+    *big_t += (sm & 15) * sum;
+    *big_m += (sm >> 4) * in.sums[(size_t{line / 2} * in.n_lanes + t) * 2 + line % 2];
+  }
+}
+
+void q24_panel(const Matrix& m, uint32_t panel, const Input& in, float* y) {
+  const q24::Layout& l = m.view.layout;
+  for (uint32_t w = 0; w < kPanelRows; ++w) {
+    const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
+    const float d = 0.25f * f16_to_float(row_scale[0]), dmin = f16_to_float(row_scale[1]);
+    for (uint32_t t = 0; t < in.n_tokens; ++t) {
+      float acc_s = 0, acc_m = 0;
+      for (uint32_t b = 0; b < m.n_blocks(); ++b) {
+        int32_t big_t, big_m;
+        block_sums(m, panel, w, b, in, t, &big_t, &big_m);
+        const float scale = in.scales[size_t{b} * in.n_lanes + t];
+        acc_s = std::fma(scale, static_cast<float>(big_t), acc_s);
+        acc_m = std::fma(scale, static_cast<float>(big_m), acc_m);
+      }
+      float sum = std::fma(-dmin, acc_m, d * acc_s);
+      for (uint32_t i = 0; i < l.shape.n_slots; ++i) {
+        const uint16_t* const slot =
+            m.view.outliers + ((size_t{panel} * l.shape.n_slots + i) * kPanelRows + w) * 2;
+        const uint32_t col = slot[0];
+        if (col >= l.padded_cols) continue;
+        const float x = in.scales[size_t{col / kBlock} * in.n_lanes + t] *
+                        static_cast<float>(in.a[(size_t{col / 4} * in.n_lanes + t) * 4 + col % 4]);
+        sum = std::fma(f16_to_float(slot[1]), x, sum);
+      }
+      y[size_t{q24::word_row(w)} * in.n_lanes + t] = sum;
+    }
+  }
+}
+
+using Scalar = Generic<VecScalar>;
+
+void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t*, float* y) {
+  if (m.is_q24())
+    q24_panel(m, index, in, y);
+  else
+    Scalar::plain_panel_any(m, index, in, y);
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {
+    "scalar",     Scalar::rms_norm, Scalar::quantize, panel,           Scalar::gate,   Scalar::softcap,
+    Scalar::rope, Scalar::append,   Scalar::attend,   Scalar::combine, Scalar::finish,
+};
+
+}  // namespace pith::cpu

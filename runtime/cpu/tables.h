@@ -1,0 +1,13 @@
+// One table of kernels an instruction set; dispatch.cpp lists them. A new one is a file and a line here and there.
+#pragma once
+#include "runtime/cpu/kernels.h"
+
+namespace pith::cpu {
+
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace pith::cpu

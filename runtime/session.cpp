@@ -1,0 +1,181 @@
+// The timeline: what has been run, what the next call must run, in chunks.
+#include "runtime/session.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/backend.h"
+#include "runtime/decoder.h"
+#include "runtime/session_file.h"
+#include "runtime/thread_pool.h"
+
+namespace pith {
+
+namespace {
+
+constexpr uint32_t kDefaultContext = 4096;
+constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kMaxChunk = 1024;
+
+SessionOptions resolve(const Model& model, SessionOptions options) {
+  const uint32_t max_context = model.spec().max_context;
+  if (options.n_ctx == 0) options.n_ctx = std::min(max_context, kDefaultContext);
+  if (options.n_ctx > max_context)
+    throw_error(ErrorCode::kInvalidArgument, "context of {} tokens, expected at most the model's {}",
+                options.n_ctx, max_context);
+  if (options.n_threads > kMaxThreads)
+    throw_error(ErrorCode::kInvalidArgument, "{} threads, expected at most {}", options.n_threads,
+                kMaxThreads);
+  if (options.n_threads == 0) options.n_threads = std::min(ThreadPool::n_physical_cores(), kMaxThreads);
+  if (options.prefill_chunk < 1 || options.prefill_chunk > kMaxChunk)
+    throw_error(ErrorCode::kInvalidArgument, "prefill_chunk of {} tokens, expected 1 to {}",
+                options.prefill_chunk, kMaxChunk);
+  options.prefill_chunk = std::min(options.prefill_chunk, options.n_ctx);
+  if (options.kv != KvType::kF16 && options.kv != KvType::kI8)
+    throw_error(ErrorCode::kInvalidArgument, "cache type {}, expected 1 or 2", static_cast<int>(options.kv));
+  return options;
+}
+
+}  // namespace
+
+MemoryPlan plan_memory(const Model& model, const SessionOptions& options) {
+  const SessionOptions resolved = resolve(model, options);
+  return backend_for(resolved.device).plan(model, resolved);
+}
+
+struct Session::Impl {
+  Impl(std::shared_ptr<const Model> m, const SessionOptions& o)
+      : model(std::move(m)), options(resolve(*model, o)) {
+    const BackendKind& kind = backend_for(options.device);
+    options.device = options.device == "auto" ? kind.device : options.device;
+    backend = kind.create(model, options);
+    tokens.reserve(options.n_ctx);
+  }
+
+  void check_ids(std::span<const int32_t> ids, size_t n_before) const {
+    const uint32_t vocab = model->spec().vocab_size;
+    for (size_t i = 0; i < ids.size(); ++i)
+      if (ids[i] < 0 || static_cast<uint32_t>(ids[i]) >= vocab)
+        throw_error(ErrorCode::kInvalidArgument, "token {} is {}, expected 0 to {}", i, ids[i], vocab - 1);
+    if (ids.size() > options.n_ctx - n_before)
+      throw_error(ErrorCode::kContextFull, "{} tokens do not fit: {} of the context's {} are taken",
+                  ids.size(), n_before, options.n_ctx);
+  }
+
+  void check_interrupt() {
+    if (stop.exchange(false))
+      throw_error(ErrorCode::kInterrupted, "interrupted at position {}", tokens.size());
+  }
+
+  // Runs ids after the timeline, chunk by chunk; after_chunk(n) sees each while its rows are in the backend.
+  template <typename AfterChunk>
+  void feed(std::span<const int32_t> ids, AfterChunk&& after_chunk) {
+    logits = {};
+    check_interrupt();
+    while (!ids.empty()) {
+      const auto chunk = ids.first(std::min<size_t>(ids.size(), options.prefill_chunk));
+      decode_batch(*backend, model->spec(), chunk, static_cast<uint32_t>(tokens.size()), stop);
+      tokens.insert(tokens.end(), chunk.begin(), chunk.end());
+      ids = ids.subspan(chunk.size());
+      after_chunk(static_cast<uint32_t>(chunk.size()), ids.empty());
+    }
+  }
+
+  void feed(std::span<const int32_t> ids) {
+    feed(ids, [this](uint32_t n, bool is_last) {
+      if (is_last) logits = backend->head(n - 1, 1);
+    });
+  }
+
+  void rewind(size_t n_tokens) {
+    tokens.resize(n_tokens);
+    logits = {};
+  }
+
+  const std::shared_ptr<const Model> model;
+  SessionOptions options;
+  std::unique_ptr<Backend> backend;
+  std::vector<int32_t> tokens;
+  std::span<const float> logits;  // in the backend; empty when they are not those of the last token
+  std::atomic<bool> stop{false};
+};
+
+Session::Session(std::shared_ptr<const Model> model, const SessionOptions& options)
+    : impl_(std::make_unique<Impl>(std::move(model), options)) {}
+Session::~Session() = default;
+
+const Model& Session::model() const {
+  return *impl_->model;
+}
+const SessionOptions& Session::options() const {
+  return impl_->options;
+}
+uint32_t Session::n_ctx() const {
+  return impl_->options.n_ctx;
+}
+const std::vector<int32_t>& Session::tokens() const {
+  return impl_->tokens;
+}
+std::span<const float> Session::logits() const {
+  return impl_->logits;
+}
+void Session::interrupt() {
+  impl_->stop.store(true);
+}
+
+void Session::sync(std::span<const int32_t> ids) {
+  if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");
+  impl_->check_ids(ids, 0);
+  const std::vector<int32_t>& tokens = impl_->tokens;
+  size_t common = static_cast<size_t>(
+      std::mismatch(ids.begin(), ids.end(), tokens.begin(), tokens.end()).first - ids.begin());
+  if (common == ids.size()) {
+    if (common == tokens.size() && !impl_->logits.empty()) return impl_->check_interrupt();
+    --common;  // the last token runs again for its logits
+  }
+  impl_->rewind(common);
+  impl_->feed(ids.subspan(common));
+}
+
+void Session::append(std::span<const int32_t> ids) {
+  if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");
+  impl_->check_ids(ids, impl_->tokens.size());
+  impl_->feed(ids);
+}
+
+void Session::rewind(uint32_t n_tokens) {
+  if (n_tokens > impl_->tokens.size())
+    throw_error(ErrorCode::kInvalidArgument, "rewind to {} tokens, expected at most the timeline's {}",
+                n_tokens, impl_->tokens.size());
+  impl_->rewind(n_tokens);
+}
+
+void Session::logits_of_all(std::span<const int32_t> ids,
+                            const std::function<void(uint32_t, std::span<const float>)>& row) {
+  if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");
+  impl_->check_ids(ids, 0);
+  impl_->rewind(0);
+  const uint32_t vocab = impl_->model->spec().vocab_size;
+  impl_->feed(ids, [&](uint32_t n, bool) {
+    const uint32_t first_position = static_cast<uint32_t>(impl_->tokens.size()) - n;
+    for (uint32_t first = 0; first < n; first += kMaxLogitRows) {
+      const uint32_t n_rows = std::min(kMaxLogitRows, n - first);
+      const std::span<const float> logits = impl_->backend->head(first, n_rows);
+      for (uint32_t i = 0; i < n_rows; ++i)
+        row(first_position + first + i, logits.subspan(size_t{i} * vocab, vocab));
+    }
+  });
+}
+
+void Session::save(const std::string& path) const {
+  save_session(path, *impl_->model, impl_->options.kv, impl_->tokens, *impl_->backend);
+}
+
+void Session::load(const std::string& path) {
+  std::vector<int32_t> tokens =
+      load_session(path, *impl_->model, impl_->options.kv, impl_->options.n_ctx, *impl_->backend);
+  impl_->rewind(0);
+  impl_->tokens.insert(impl_->tokens.end(), tokens.begin(), tokens.end());
+}
+
+}  // namespace pith

@@ -1,0 +1,171 @@
+// Writing and reading a session's file, a layer at a time.
+#include "runtime/session_file.h"
+
+#include <fcntl.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <span>
+
+#include "format/checked.h"
+#include "format/checksum.h"
+#include "format/io.h"
+
+namespace pith {
+
+namespace {
+
+constexpr std::array<uint8_t, 8> kMagic = {0x89, 'P', 'T', 'H', 'S', 0x0d, 0x0a, 0x1a};
+constexpr uint32_t kVersion = 1;
+
+struct HeaderRecord {
+  std::array<uint8_t, 8> magic;
+  uint32_t version, header_size;
+  uint64_t file_size, fingerprint;
+  uint32_t n_tokens, n_layers, n_kv_heads, head_dim;
+  uint32_t kv_type, zero;
+  uint64_t payload_checksum;
+  std::array<uint64_t, 7> zeros;
+  uint64_t header_checksum;
+};
+static_assert(sizeof(HeaderRecord) == 128);
+
+template <typename T>
+std::span<const uint8_t> bytes_of(const T* data, size_t count = 1) {
+  return {reinterpret_cast<const uint8_t*>(data), count * sizeof(T)};
+}
+
+uint64_t header_checksum(const HeaderRecord& header) {
+  return checksum64(bytes_of(&header).first(sizeof header - sizeof header.header_checksum));
+}
+
+// Everything of the header that follows from the session and n_tokens.
+HeaderRecord make_header(const Model& model, KvType kv, uint64_t n_tokens) {
+  const ModelSpec& spec = model.spec();
+  HeaderRecord h{};
+  h.magic = kMagic;
+  h.version = kVersion;
+  h.header_size = sizeof h;
+  h.file_size =
+      checked_add(sizeof h, checked_add(checked_mul(n_tokens, sizeof(int32_t)),
+                                        checked_mul(spec.n_layers, kv_layer_bytes(spec, kv, n_tokens))));
+  h.fingerprint = model.container().fingerprint();
+  h.n_tokens = static_cast<uint32_t>(n_tokens);
+  h.n_layers = spec.n_layers;
+  h.n_kv_heads = spec.n_kv_heads;
+  h.head_dim = spec.head_dim;
+  h.kv_type = static_cast<uint32_t>(kv);
+  return h;
+}
+
+void sync_folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  File(Io::system(), folder, O_RDONLY | O_DIRECTORY).sync();
+}
+
+void read_exactly(const File& file, const std::string& path, uint64_t offset, void* data, size_t size) {
+  if (file.read_at(offset, data, size) != size)
+    throw_error(ErrorCode::kFormat, "{}: the file ends inside byte {} to {}", path, offset, offset + size);
+}
+
+// Reads and checks header and ids.
+HeaderRecord read_header(const File& file, const std::string& path, const Model& model, KvType kv,
+                         uint32_t n_ctx) {
+  const auto refuse = [&](const char* what, auto found, auto expected) {
+    throw_error(ErrorCode::kFormat, "{}: {} is {}, expected {}", path, what, found, expected);
+  };
+  const uint64_t size = file.size_bytes();
+  HeaderRecord h;
+  if (size < sizeof h) refuse("size", size, "at least 128");
+  read_exactly(file, path, 0, &h, sizeof h);
+  if (h.magic != kMagic) throw_error(ErrorCode::kFormat, "{}: not a pith session file", path);
+  if (h.version != kVersion) refuse("version", h.version, kVersion);
+  if (h.header_checksum != header_checksum(h))
+    throw_error(ErrorCode::kFormat, "{}: the header's checksum is wrong", path);
+  if (h.fingerprint != model.container().fingerprint())
+    throw_error(ErrorCode::kFormat, "{}: saved with another model (fingerprint {:016x}, expected {:016x})",
+                path, h.fingerprint, model.container().fingerprint());
+  if (h.kv_type != static_cast<uint32_t>(kv)) refuse("cache type", h.kv_type, static_cast<uint32_t>(kv));
+  if (h.n_tokens > n_ctx)
+    refuse("number of tokens", h.n_tokens, fmt::format("at most the context, {}", n_ctx));
+  HeaderRecord expected = make_header(model, kv, h.n_tokens);
+  if (size != expected.file_size) refuse("size", size, expected.file_size);
+  expected.payload_checksum = h.payload_checksum;
+  expected.header_checksum = h.header_checksum;
+  if (std::memcmp(&expected, &h, sizeof h) != 0)
+    throw_error(ErrorCode::kFormat, "{}: the header does not fit the model", path);
+  return h;
+}
+
+}  // namespace
+
+void save_session(const std::string& path, const Model& model, KvType kv, const std::vector<int32_t>& tokens,
+                  const Backend& backend) {
+  HeaderRecord header = make_header(model, kv, tokens.size());
+  const uint32_t n_tokens = header.n_tokens;
+  std::vector<uint8_t> layer(kv_layer_bytes(model.spec(), kv, n_tokens));
+  const std::string part = path + ".part";
+  Io& io = Io::system();
+  try {
+    File file(io, part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    Checksum64 checksum;
+    uint64_t at = sizeof header;
+    const auto write = [&](std::span<const uint8_t> bytes) {
+      if (bytes.empty()) return;
+      file.write_at(at, bytes.data(), bytes.size());
+      checksum.update(bytes);
+      at += bytes.size();
+    };
+    write(bytes_of(tokens.data(), tokens.size()));
+    for (uint32_t i = 0; i < model.spec().n_layers; ++i) {
+      backend.read_kv(i, n_tokens, layer.data());
+      write(layer);
+    }
+    header.payload_checksum = checksum.value();
+    header.header_checksum = header_checksum(header);
+    file.write_at(0, &header, sizeof header);
+    file.sync();
+  } catch (...) {
+    io.unlink(part.c_str());
+    throw;
+  }
+  if (io.rename(part.c_str(), path.c_str()) != 0) {
+    const int error = errno;
+    io.unlink(part.c_str());
+    throw_io(path, "rename", error);
+  }
+  sync_folder_of(path);
+}
+
+std::vector<int32_t> load_session(const std::string& path, const Model& model, KvType kv, uint32_t n_ctx,
+                                  Backend& backend) {
+  const File file(Io::system(), path, O_RDONLY | O_CLOEXEC);
+  const HeaderRecord header = read_header(file, path, model, kv, n_ctx);
+  std::vector<int32_t> tokens(header.n_tokens);
+  std::vector<uint8_t> layer(kv_layer_bytes(model.spec(), kv, header.n_tokens));
+  const uint64_t first_layer = sizeof header + tokens.size() * sizeof(int32_t);
+  // Once through the whole file for the checksum, so that a damaged one leaves the session as it was.
+  if (!tokens.empty())
+    read_exactly(file, path, sizeof header, tokens.data(), tokens.size() * sizeof(int32_t));
+  Checksum64 checksum;
+  checksum.update(bytes_of(tokens.data(), tokens.size()));
+  for (uint32_t i = 0; i < model.spec().n_layers; ++i) {
+    read_exactly(file, path, first_layer + i * layer.size(), layer.data(), layer.size());
+    checksum.update(layer);
+  }
+  if (checksum.value() != header.payload_checksum)
+    throw_error(ErrorCode::kFormat, "{}: the checksum of ids and cache is wrong", path);
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= model.spec().vocab_size)
+      throw_error(ErrorCode::kFormat, "{}: token {} is {}, expected less than {}", path, i, tokens[i],
+                  model.spec().vocab_size);
+  for (uint32_t i = 0; i < model.spec().n_layers; ++i) {
+    read_exactly(file, path, first_layer + i * layer.size(), layer.data(), layer.size());
+    backend.write_kv(i, header.n_tokens, layer.data());
+  }
+  return tokens;
+}
+
+}  // namespace pith

@@ -1,0 +1,112 @@
+// Spinning, then sleeping, on three counters.
+#include "runtime/thread_pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <string>
+#include <system_error>
+
+#include "format/error.h"
+
+namespace pith {
+
+namespace {
+
+constexpr int kSpins = 4000;  // of about 10 to 40 ns: longer than any gap between two phases
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Returns when `counter` no longer holds `value`.
+void wait_while(const std::atomic<uint32_t>& counter, uint32_t value) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (counter.load(std::memory_order_acquire) != value) return;
+    relax();
+  }
+  while (counter.load(std::memory_order_acquire) == value) counter.wait(value, std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(uint32_t n_threads) : n_threads_(std::max(n_threads, 1u)) {
+  try {
+    for (uint32_t i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::system_error& error) {
+    stop();
+    throw_error(ErrorCode::kOutOfMemory, "cannot start thread {} of {}: {}", workers_.size() + 1, n_threads_,
+                error.what());
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  stop();
+}
+
+void ThreadPool::stop() {
+  stopping_.store(true, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::start_and_wait() {
+  if (n_threads_ > 1) {
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+  }
+  call_(context_, 0);
+  barrier();
+}
+
+void ThreadPool::work(uint32_t thread) {
+  uint32_t epoch = 0;
+  for (;;) {
+    wait_while(epoch_, epoch);
+    ++epoch;
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    call_(context_, thread);
+    barrier();
+  }
+}
+
+void ThreadPool::barrier() {
+  if (n_threads_ == 1) return;
+  const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads_) {
+    n_arrived_.store(0, std::memory_order_relaxed);
+    phase_.fetch_add(1, std::memory_order_release);
+    phase_.notify_all();
+  } else {
+    wait_while(phase_, phase);
+  }
+}
+
+uint32_t ThreadPool::n_physical_cores() {
+  cpu_set_t usable;
+  CPU_ZERO(&usable);
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0)
+    return std::max(1u, std::thread::hardware_concurrency());
+  std::set<std::string> cores;  // hyper-threads of one core share this list
+  uint32_t n_unknown = 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &usable)) continue;
+    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
+                       "/topology/thread_siblings_list");
+    std::string siblings;
+    if (std::getline(file, siblings))
+      cores.insert(siblings);
+    else
+      ++n_unknown;
+  }
+  return std::max<uint32_t>(1, static_cast<uint32_t>(cores.size()) + n_unknown);
+}
+
+}  // namespace pith
