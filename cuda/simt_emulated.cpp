@@ -1,0 +1,370 @@
+// The fiber scheduler behind simt_emulated.h.
+//
+// A block's threads run in turn; each runs until it must wait, then the next one goes on. When a whole round passes in
+// which nobody could go on, the block is deadlocked. Warp collectives check that all lanes are at the same one.
+#include <ucontext.h>
+
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda/simt.cuh"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define PITH_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define PITH_ASAN 1
+#endif
+#endif
+#ifdef PITH_ASAN
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace pith::cuda {
+namespace emulation {
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr uint8_t kGarbage = 0xa5;
+
+struct PendingCopy {
+  void* to;
+  const void* from;
+  size_t n_bytes;
+};
+
+void finish(std::vector<PendingCopy>& copies) {
+  for (const PendingCopy& c : copies) std::memcpy(c.to, c.from, c.n_bytes);
+  copies.clear();
+}
+
+// As an mbarrier: a phase ends when all arrivals are in and as many bytes came as were announced.
+struct CopyBarrier {
+  uint32_t n_arrivals = 0, arrived = 0;
+  int64_t bytes_missing = 0;
+  uint32_t phase = 0;
+  std::vector<PendingCopy> copies;
+
+  void end_phase_if_done() {
+    if (arrived != n_arrivals || bytes_missing != 0) return;
+    arrived = 0;
+    ++phase;
+  }
+};
+
+struct WarpState {
+  const char* what = nullptr;
+  uint32_t arrived = 0;
+  uint64_t generation = 0;
+  alignas(16) uint8_t values[2][kWarp * kLaneBytes];  // of even and odd generations
+};
+
+struct NamedBarrier {
+  uint32_t arrived = 0, count = 0;
+  uint64_t generation = 0;
+};
+
+struct Thread {
+  ucontext_t context{};
+  std::unique_ptr<uint8_t[]> stack;
+  bool done = false;
+  std::vector<std::vector<PendingCopy>> groups{1};  // cp.async: the last one is still open
+};
+
+struct Machine {
+  Grid grid;
+  uint32_t block = 0, block_y = 0, current = 0;
+  const std::function<void(uint8_t*)>* body = nullptr;
+  uint8_t* shared = nullptr;
+  ucontext_t scheduler{};
+  std::vector<Thread> threads;
+  std::vector<WarpState> warps;
+  NamedBarrier named[16];
+  std::unordered_map<const uint64_t*, CopyBarrier> barriers;
+  bool progress = false;
+  std::exception_ptr failure;
+#ifdef PITH_ASAN
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+#endif
+};
+
+Machine* machine = nullptr;
+
+Thread& self() {
+  return machine->threads[machine->current];
+}
+WarpState& my_warp() {
+  return machine->warps[machine->current / kWarp];
+}
+
+void switch_to_scheduler(bool last) {
+#ifdef PITH_ASAN
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(last ? nullptr : &fake, machine->scheduler_stack,
+                                 machine->scheduler_stack_bytes);
+#else
+  (void)last;
+#endif
+  swapcontext(&self().context, &machine->scheduler);
+#ifdef PITH_ASAN
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+template <typename Condition>
+void wait_until(const Condition& condition) {
+  while (!condition()) switch_to_scheduler(false);
+  machine->progress = true;
+}
+
+void thread_main() {
+#ifdef PITH_ASAN
+  __sanitizer_finish_switch_fiber(nullptr, &machine->scheduler_stack, &machine->scheduler_stack_bytes);
+#endif
+  try {
+    (*machine->body)(machine->shared);
+    for (const auto& group : self().groups)
+      if (!group.empty()) fail("a thread ended with asynchronous copies that nobody waited for");
+  } catch (...) {
+    machine->failure = std::current_exception();
+  }
+  self().done = true;
+  machine->progress = true;
+  switch_to_scheduler(true);
+}
+
+void run_block(size_t n_shared_bytes) {
+  void* shared = nullptr;
+  if (posix_memalign(&shared, 128, n_shared_bytes + (n_shared_bytes == 0)) != 0) throw std::bad_alloc();
+  const std::unique_ptr<void, decltype(&std::free)> owner(shared, &std::free);
+  std::memset(shared, kGarbage, n_shared_bytes);
+  Machine& m = *machine;
+  m.shared = static_cast<uint8_t*>(shared);
+  m.warps.assign(m.grid.n_threads / kWarp, WarpState{});
+  m.barriers.clear();
+  for (NamedBarrier& b : m.named) b = NamedBarrier{};
+  for (Thread& t : m.threads) {
+    t.done = false;
+    t.groups.assign(1, {});
+    getcontext(&t.context);
+    t.context.uc_stack.ss_sp = t.stack.get();
+    t.context.uc_stack.ss_size = kStackBytes;
+    t.context.uc_link = nullptr;
+    makecontext(&t.context, thread_main, 0);
+  }
+  for (uint32_t n_done = 0; n_done < m.grid.n_threads;) {
+    n_done = 0;
+    m.progress = false;
+    for (m.current = 0; m.current < m.grid.n_threads; ++m.current) {
+      Thread& t = self();
+      if (!t.done) {
+#ifdef PITH_ASAN
+        void* fake = nullptr;
+        __sanitizer_start_switch_fiber(&fake, t.stack.get(), kStackBytes);
+#endif
+        swapcontext(&m.scheduler, &t.context);
+#ifdef PITH_ASAN
+        __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+        if (m.failure) std::rethrow_exception(m.failure);
+      }
+      n_done += t.done;
+    }
+    if (!m.progress && n_done < m.grid.n_threads)
+      throw std::runtime_error("emulation: the block is deadlocked");
+  }
+  for (const auto& [address, barrier] : m.barriers)
+    if (!barrier.copies.empty()) throw std::runtime_error("emulation: bulk copies outlived their block");
+}
+
+}  // namespace
+
+void fail(const char* what) {
+  throw std::runtime_error(std::string("emulation: ") + what + " (block " + std::to_string(block_index()) +
+                           ", thread " + std::to_string(thread_index()) + ")");
+}
+
+void run(const Grid& grid, size_t n_shared_bytes, const std::function<void(uint8_t*)>& body) {
+  Machine m;
+  m.grid = grid;
+  m.body = &body;
+  m.threads.resize(grid.n_threads);
+  for (Thread& t : m.threads) t.stack = std::make_unique<uint8_t[]>(kStackBytes);
+  machine = &m;
+  struct Reset {
+    ~Reset() { machine = nullptr; }
+  } reset;
+  for (m.block_y = 0; m.block_y < grid.n_blocks_y; ++m.block_y)
+    for (m.block = 0; m.block < grid.n_blocks; ++m.block) run_block(n_shared_bytes);
+}
+
+const uint8_t* exchange(const char* what, const void* value, size_t n_bytes) {
+  WarpState& warp = my_warp();
+  if (n_bytes > kLaneBytes) fail("a value too large to exchange");
+  if (warp.arrived == 0) warp.what = what;
+  if (std::strcmp(warp.what, what) != 0) fail("the lanes of a warp are at different collectives");
+  const uint64_t generation = warp.generation;
+  uint8_t* const values = warp.values[generation % 2];
+  if (n_bytes) std::memcpy(values + machine->current % kWarp * kLaneBytes, value, n_bytes);
+  if (++warp.arrived == kWarp) {
+    warp.arrived = 0;
+    ++warp.generation;
+    machine->progress = true;
+  } else {
+    wait_until([&] { return warp.generation != generation; });
+  }
+  return values;
+}
+
+}  // namespace emulation
+
+using emulation::machine;
+
+uint32_t thread_index() {
+  return machine->current;
+}
+uint32_t n_threads() {
+  return machine->grid.n_threads;
+}
+uint32_t block_index() {
+  return machine->block;
+}
+uint32_t block_index_y() {
+  return machine->block_y;
+}
+uint32_t n_blocks() {
+  return machine->grid.n_blocks;
+}
+uint32_t n_blocks_y() {
+  return machine->grid.n_blocks_y;
+}
+
+namespace {
+
+struct Fragments {
+  uint32_t a[4], b0, b1;
+};
+static_assert(sizeof(Fragments) <= emulation::kLaneBytes);
+
+Fragments fragments_of(const uint8_t* all, uint32_t lane) {
+  Fragments f;
+  std::memcpy(&f, all + lane * emulation::kLaneBytes, sizeof f);
+  return f;
+}
+
+}  // namespace
+
+void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const Fragments mine{{a[0], a[1], a[2], a[3]}, b0, b1};
+  const uint8_t* const all = emulation::exchange("mma_u8s8", &mine, sizeof mine);
+  const uint32_t lane = thread_index() % kWarp, g = lane / 4, t = lane % 4;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t column = 2 * t + i % 2;
+    for (uint32_t quad = 0; quad < 4; ++quad) {
+      const Fragments fa = fragments_of(all, g * 4 + quad), fb = fragments_of(all, column * 4 + quad);
+      for (uint32_t j = 0; j < 4; ++j) {
+        c[i] += static_cast<uint8_t>(fa.a[i / 2] >> 8 * j) * static_cast<int8_t>(fb.b0 >> 8 * j);
+        c[i] += static_cast<uint8_t>(fa.a[2 + i / 2] >> 8 * j) * static_cast<int8_t>(fb.b1 >> 8 * j);
+      }
+    }
+  }
+}
+
+void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const Fragments mine{{a[0], a[1], a[2], a[3]}, b0, b1};
+  const uint8_t* const all = emulation::exchange("mma_f16", &mine, sizeof mine);
+  const uint32_t lane = thread_index() % kWarp, g = lane / 4, t = lane % 4;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t column = 2 * t + i % 2;
+    for (uint32_t pair = 0; pair < 4; ++pair) {
+      const Fragments fa = fragments_of(all, g * 4 + pair), fb = fragments_of(all, column * 4 + pair);
+      for (uint32_t j = 0; j < 2; ++j) {
+        const auto half = [j](uint32_t word) { return f16_to_float(static_cast<uint16_t>(word >> 16 * j)); };
+        c[i] += half(fa.a[i / 2]) * half(fb.b0) + half(fa.a[2 + i / 2]) * half(fb.b1);
+      }
+    }
+  }
+}
+
+void sync_named(uint32_t id, uint32_t count) {
+  if (id >= 16 || count == 0 || count % kWarp != 0) emulation::fail("bad named barrier");
+  emulation::NamedBarrier& barrier = machine->named[id];
+  if (barrier.arrived == 0) barrier.count = count;
+  if (barrier.count != count) emulation::fail("threads disagree about the size of a barrier");
+  const uint64_t generation = barrier.generation;
+  if (++barrier.arrived == count) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    machine->progress = true;
+  } else {
+    emulation::wait_until([&] { return barrier.generation != generation; });
+  }
+}
+
+void async_copy16(void* to, const void* from) {
+  emulation::require_aligned(to, 16);
+  emulation::require_aligned(from, 16);
+  std::memset(to, emulation::kGarbage, 16);
+  emulation::self().groups.back().push_back({to, from, 16});
+}
+
+void async_commit() {
+  emulation::self().groups.emplace_back();
+}
+
+void async_wait_pending(uint32_t n_pending) {
+  auto& groups = emulation::self().groups;
+  while (groups.size() > n_pending + 1) {
+    emulation::finish(groups.front());
+    groups.erase(groups.begin());
+  }
+}
+
+void barrier_init(uint64_t* barrier, uint32_t n_arrivals) {
+  emulation::require_aligned(barrier, 8);
+  machine->barriers[barrier] = {n_arrivals, 0, 0, 0, {}};
+}
+
+static emulation::CopyBarrier& find_barrier(uint64_t* address) {
+  const auto it = machine->barriers.find(address);
+  if (it == machine->barriers.end()) emulation::fail("a barrier was used before barrier_init");
+  return it->second;
+}
+
+void barrier_arrive_expect(uint64_t* address, uint32_t n_bytes) {
+  emulation::CopyBarrier& barrier = find_barrier(address);
+  if (barrier.arrived == barrier.n_arrivals) emulation::fail("too many arrivals at a copy barrier");
+  ++barrier.arrived;
+  barrier.bytes_missing += n_bytes;
+  barrier.end_phase_if_done();
+}
+
+void bulk_copy(void* to, const void* from, uint32_t n_bytes, uint64_t* address) {
+  emulation::require_aligned(to, 16);
+  emulation::require_aligned(from, 16);
+  if (n_bytes == 0 || n_bytes % 16 != 0) emulation::fail("bulk_copy of a size that is not a multiple of 16");
+  std::memset(to, emulation::kGarbage, n_bytes);
+  find_barrier(address).copies.push_back({to, from, n_bytes});
+}
+
+void barrier_wait(uint64_t* address, uint32_t parity) {
+  emulation::wait_until([&] {
+    emulation::CopyBarrier& barrier = find_barrier(address);
+    if ((barrier.phase & 1) != parity) return true;
+    if (barrier.arrived == barrier.n_arrivals) {
+      for (const emulation::PendingCopy& c : barrier.copies)
+        barrier.bytes_missing -= static_cast<int64_t>(c.n_bytes);
+      emulation::finish(barrier.copies);
+      barrier.end_phase_if_done();
+    }
+    return (barrier.phase & 1) != parity;
+  });
+}
+
+}  // namespace pith::cuda
