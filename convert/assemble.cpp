@@ -1,7 +1,5 @@
 #include "convert/assemble.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -14,8 +12,7 @@ constexpr uint32_t kInterleaveRows = 16;
 }
 
 Assembly::Assembly(const Checkpoint& checkpoint, const TensorPlan& plan, bool allow_nonfinite)
-    : checkpoint_(checkpoint), plan_(plan), allow_nonfinite_(allow_nonfinite), hash_(XXH3_createState()) {
-  XXH3_64bits_reset(hash_.get());
+    : checkpoint_(checkpoint), plan_(plan), allow_nonfinite_(allow_nonfinite) {
   const bool is_vector = plan.n_rows == 1;
   std::vector<TensorSource> parts = plan.sources;
   for (TensorSource& part : parts) {
@@ -86,7 +83,7 @@ void Assembly::read_rows(uint32_t row_begin, uint32_t n_rows, float* out) {
       const SourceTensor& source = sources_[static_cast<size_t>(run->source_idx)];
       raw.resize(n_values * source.element_bytes());
       checkpoint_.read_raw(source, run->source_row + skip, n, raw);
-      XXH3_64bits_update(hash_.get(), raw.data(), raw.size());
+      hash_.update(raw);
       to_float(source.type, raw.data(), n_values, out);
       for (size_t i = 0; i < n_values && !allow_nonfinite_; ++i)
         if (!std::isfinite(out[i])) {
@@ -102,14 +99,6 @@ void Assembly::read_rows(uint32_t row_begin, uint32_t n_rows, float* out) {
     out += n_values;
     row += n;
   }
-}
-
-void Assembly::FreeHash::operator()(XXH3_state_s* state) const {
-  XXH3_freeState(state);
-}
-
-uint64_t Assembly::source_hash() const {
-  return XXH3_64bits_digest(hash_.get());
 }
 
 SourceType Assembly::type() const {

@@ -1,13 +1,11 @@
 // One container tensor put together from a checkpoint's tensors, rows at a time, as float.
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "convert/checkpoint.h"
+#include "format/checksum.h"
 #include "models/spec.h"
-
-struct XXH3_state_s;
 
 namespace pith {
 
@@ -20,7 +18,7 @@ class Assembly {
   // Rows [row_begin, row_begin + n_rows) of the container's tensor. out: [n_rows, plan.n_cols].
   void read_rows(uint32_t row_begin, uint32_t n_rows, float* out);
   // XXH3-64 of the sources' bytes read so far, in the order of the container's rows.
-  uint64_t source_hash() const;
+  uint64_t source_hash() const { return hash_.value(); }
 
   // The type all sources share, or kF32 when they differ.
   SourceType type() const;
@@ -38,10 +36,7 @@ class Assembly {
   bool allow_nonfinite_;
   std::vector<SourceTensor> sources_;
   std::vector<Run> runs_;
-  struct FreeHash {
-    void operator()(XXH3_state_s* state) const;
-  };
-  std::unique_ptr<XXH3_state_s, FreeHash> hash_;
+  Checksum64 hash_{0};
 };
 
 }  // namespace pith

@@ -1,12 +1,11 @@
 #include "convert/checkpoint.h"
 
-#include <xxhash.h>
-
 #include <cstring>
 #include <set>
 
 #include "convert/json_file.h"
 #include "format/checked.h"
+#include "format/checksum.h"
 #include "format/error.h"
 #include "format/float16.h"
 
@@ -143,10 +142,10 @@ void Checkpoint::read_raw(const SourceTensor& tensor, uint32_t row_begin, uint32
 
 uint64_t Checkpoint::identity() const {
   const std::string config = config_.dump();
-  uint64_t hash = XXH3_64bits(config.data(), config.size());
+  uint64_t hash = checksum64({reinterpret_cast<const uint8_t*>(config.data()), config.size()}, 0);
   for (const SafetensorsFile& file : files_) {
     const uint64_t identity = file.identity();
-    hash = XXH3_64bits_withSeed(&identity, sizeof identity, hash);
+    hash = checksum64({reinterpret_cast<const uint8_t*>(&identity), sizeof identity}, hash);
   }
   return hash;
 }

@@ -1,8 +1,6 @@
 // The pipeline: read everything that is small, check every tensor's shape, then stream the tensors.
 #include "convert/converter.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -17,6 +15,7 @@
 #include "convert/checkpoint.h"
 #include "convert/json_file.h"
 #include "convert/tokenizer_import.h"
+#include "format/checksum.h"
 #include "format/float16.h"
 #include "format/writer.h"
 #include "models/family.h"
@@ -303,7 +302,8 @@ void Conversion::run(Metadata& metadata) {
     progress(plan.name, 0);
     if (!writer_.has(plan.name)) is_quantized(plan) ? add_quantized(plan) : add_plain(plan);
     const std::string noted = writer_.noted(plan.name);
-    source_hash = XXH3_64bits_withSeed(noted.data(), noted.size(), source_hash);
+    const std::string_view hash = std::string_view(noted).substr(0, noted.find(' '));
+    source_hash = checksum64({reinterpret_cast<const uint8_t*>(hash.data()), hash.size()}, source_hash);
     n_done_ += uint64_t{plan.n_rows} * plan.n_cols;
   }
   progress("", 0);
@@ -327,7 +327,7 @@ ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
   metadata.set("provenance.source", std::filesystem::absolute(dir).lexically_normal().filename().string());
 
   const Bytes settings = metadata.serialize();
-  const uint64_t job = XXH3_64bits_withSeed(settings.data(), settings.size(), source.checkpoint.identity());
+  const uint64_t job = checksum64(settings, source.checkpoint.identity());
   Writer writer(options.output, options.resume ? job : job ^ static_cast<uint64_t>(std::time(nullptr)));
   try {
     Conversion(source, options, writer, report).run(metadata);

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,6 +13,7 @@
 #include <set>
 
 #include "format/checked.h"
+#include "format/checksum.h"
 #include "format/error.h"
 
 namespace pith {
@@ -190,9 +190,10 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   std::vector<char> json(length);
   file.read(8, {reinterpret_cast<uint8_t*>(json.data()), json.size()});
   file.header_ = parse_safetensors_header(json, file_size, path);
-  const uint64_t stamp[] = {file_size, static_cast<uint64_t>(status.st_mtim.tv_sec),
-                            static_cast<uint64_t>(status.st_mtim.tv_nsec)};
-  file.identity_ = XXH3_64bits_withSeed(json.data(), json.size(), XXH3_64bits(stamp, sizeof stamp));
+  Checksum64 identity(file_size);
+  identity.update({reinterpret_cast<const uint8_t*>(json.data()), json.size()});
+  identity.update({reinterpret_cast<const uint8_t*>(&status.st_mtim), sizeof status.st_mtim});
+  file.identity_ = identity.value();
   return file;
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "convert/budget.h"
+#include "format/checksum.h"
 #include "format/error.h"
 #include "format/float16.h"
 #include "format/writer.h"
@@ -213,8 +214,7 @@ void synth(const SynthOptions& options) {
   metadata.set("provenance.options", fmt::format("shape={} bits={} embed-bits={} seed={}", options.shape,
                                                  options.bits, options.embed_bits, options.seed));
   const Bytes settings = metadata.serialize();
-  Writer writer(options.output, std::hash<std::string_view>()(
-                                    {reinterpret_cast<const char*>(settings.data()), settings.size()}));
+  Writer writer(options.output, checksum64(settings, 0));
   try {
     Random random(options.seed);
     auto layer = layers.begin();
