@@ -63,8 +63,7 @@ void Writer::Impl::open_part() {
     part = File(io, part_path, O_RDWR | O_CREAT);
     if (io.flock(part.fd(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
       throw_error(ErrorCode::kIo, "{}: another process is writing it", part_path);
-    // Between open and lock another writer may have renamed this very file to PATH: then it is no longer
-    // ours.
+    // Another writer may have renamed this very file to PATH between open and lock: then leave it alone.
     struct stat opened, named;
     if (io.fstat(part.fd(), &opened) != 0) throw_io(part_path, "read the size", errno);
     if (io.stat(part_path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&

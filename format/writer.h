@@ -43,7 +43,8 @@ class Writer {
   void note(const std::string& name, const std::string& text);
   std::string noted(const std::string& name) const;  // "" when absent
 
-  // Writes metadata, directory and header, fsyncs, renames, fsyncs the folder, deletes the journal.
+  // Writes metadata, directory and header, fsyncs, renames, fsyncs the folder, deletes the journal. Should the folder's
+  // fsync fail (the last thing that can), the file is in place and whole, but might not outlive a power cut.
   void finish(const Metadata& metadata);
   void discard();  // removes .part and journal
 

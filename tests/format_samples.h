@@ -16,7 +16,6 @@
 #include "format/container.h"
 #include "format/float16.h"
 #include "format/records.h"
-#include "format/utf8.h"
 #include "format/writer.h"
 
 namespace pith::test {

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "count_allocations.h"
+#include "format/utf8.h"
 #include "format_samples.h"
 
 using namespace pith;
