@@ -15,7 +15,8 @@ namespace pith {
 
 namespace {
 
-constexpr int kSpins = 4000;  // of about 10 to 40 ns: longer than any gap between two phases
+constexpr int kSpins = 4000;       // of about 10 to 40 ns: longer than any gap between two phases
+constexpr int kCrowdedSpins = 20;  // with more threads than CPUs, spinning only keeps the others from running
 
 void relax() {
 #if defined(__x86_64__)
@@ -26,8 +27,8 @@ void relax() {
 }
 
 // Returns when `counter` no longer holds `value`.
-void wait_while(const std::atomic<uint32_t>& counter, uint32_t value) {
-  for (int i = 0; i < kSpins; ++i) {
+void wait_while(const std::atomic<uint32_t>& counter, uint32_t value, int n_spins) {
+  for (int i = 0; i < n_spins; ++i) {
     if (counter.load(std::memory_order_acquire) != value) return;
     relax();
   }
@@ -36,7 +37,9 @@ void wait_while(const std::atomic<uint32_t>& counter, uint32_t value) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(uint32_t n_threads) : n_threads_(std::max(n_threads, 1u)) {
+ThreadPool::ThreadPool(uint32_t n_threads)
+    : n_threads_(std::max(n_threads, 1u)),
+      n_spins_(n_threads_ <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins) {
   try {
     for (uint32_t i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (const std::system_error& error) {
@@ -69,7 +72,7 @@ void ThreadPool::start_and_wait() {
 void ThreadPool::work(uint32_t thread) {
   uint32_t epoch = 0;
   for (;;) {
-    wait_while(epoch_, epoch);
+    wait_while(epoch_, epoch, n_spins_);
     ++epoch;
     if (stopping_.load(std::memory_order_relaxed)) return;
     call_(context_, thread);
@@ -85,7 +88,7 @@ void ThreadPool::barrier() {
     phase_.fetch_add(1, std::memory_order_release);
     phase_.notify_all();
   } else {
-    wait_while(phase_, phase);
+    wait_while(phase_, phase, n_spins_);
   }
 }
 

@@ -37,7 +37,8 @@ class ThreadPool {
   void work(uint32_t thread);
   void stop();
 
-  uint32_t n_threads_;
+  const uint32_t n_threads_;
+  const int n_spins_;
   void (*call_)(void*, uint32_t) = nullptr;
   void* context_ = nullptr;
   // Each on its own cache line: workers poll one while others write the next.
