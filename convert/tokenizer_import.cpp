@@ -34,10 +34,10 @@ uint32_t config_vocab_size(const json& config) {
                          ? config.at("text_config")
                          : config;
   const json& from = config.contains("vocab_size") ? config : text;
-  if (!from.contains("vocab_size") || !from.at("vocab_size").is_number_unsigned() ||
-      from.at("vocab_size").get<uint64_t>() == 0 || from.at("vocab_size").get<uint64_t>() > (1u << 30))
-    throw_error(ErrorCode::kFormat, "config.json: vocab_size is missing or not 1 to {}", 1u << 30);
-  return from.at("vocab_size").get<uint32_t>();
+  const json size = from.contains("vocab_size") ? from.at("vocab_size") : json();
+  if (!size.is_number_integer() || size.get<int64_t>() < 1 || size.get<int64_t>() > (1 << 30))
+    throw_error(ErrorCode::kFormat, "config.json: vocab_size is {}, expected 1 to {}", size.dump(), 1 << 30);
+  return size.get<uint32_t>();
 }
 
 class Import {
@@ -227,8 +227,8 @@ std::vector<std::pair<std::string, uint32_t>> Import::config_ids(const char* key
     if (!source->is_object() || !source->contains(key) || source->at(key).is_null()) continue;
     const json ids = source->at(key).is_array() ? source->at(key) : json::array({source->at(key)});
     for (const json& id : ids) {
-      if (id.is_number_integer() && !id.is_number_unsigned()) continue;  // -1 says "none"
-      if (!id.is_number_unsigned() || id.get<uint64_t>() >= vocab_size_)
+      if (id.is_number_integer() && id.get<int64_t>() < 0) continue;  // -1 says "none"
+      if (!id.is_number_integer() || id.get<uint64_t>() >= vocab_size_)
         throw_error(ErrorCode::kFormat, "{}: {} is {}, expected ids less than vocab_size {}", where, key,
                     id.dump(), vocab_size_);
       found.emplace_back(where, id.get<uint32_t>());

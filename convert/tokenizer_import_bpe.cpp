@@ -172,7 +172,7 @@ void read_vocab(const nlohmann::json& vocab, const std::string& where, uint32_t 
     const bool is_byte = text.size() == 6 && text.starts_with("<0x") && text[5] == '>' &&
                          std::all_of(text.begin() + 3, text.begin() + 5,
                                      [](char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F'); });
-    if (bpe.byte_fallback && is_byte) {
+    if (bpe.byte_tokens && is_byte) {
       kind = TokenKind::kByte;
       bytes.assign(1, static_cast<char>(std::stoi(text.substr(3, 2), nullptr, 16)));
     }

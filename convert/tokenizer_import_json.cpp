@@ -1,6 +1,7 @@
 // tokenizer.json: each component becomes ops, or is refused by name.
 #include "convert/tokenizer_import_parts.h"
 #include "format/error.h"
+#include "runtime/pretokenizer.h"
 
 namespace pith {
 namespace {
@@ -157,7 +158,7 @@ void read_decoder(const Component& component, int depth, BpeTables& bpe) {
   if (type == "Sequence") {
     for (const Component& part : component.parts("decoders")) read_decoder(part, depth + 1, bpe);
   } else if (type == "ByteLevel") {
-    if (!bpe.byte_level) component.refuse("ByteLevel without a ByteLevel pre-tokenizer");
+    if (!bpe.byte_level) component.refuse("type 'ByteLevel' without a ByteLevel pre-tokenizer");
   } else if (type == "Replace") {
     if (read_pattern(component, bpe.space) || component.text("content") != " ")
       component.refuse("a replacement other than of a text by a space");
@@ -169,7 +170,7 @@ void read_decoder(const Component& component, int depth, BpeTables& bpe) {
       component.refuse("stripping other than of spaces at the start");
     bpe.decode_strip = component.count_or("start", 0);
   } else if (type == "ByteFallback") {
-    if (!bpe.byte_fallback) component.refuse("ByteFallback without byte_fallback in the model");
+    bpe.byte_tokens = true;
   } else if (type != "Fuse") {
     component.refuse("type '" + type + "'");
   }
@@ -215,10 +216,11 @@ void read_model(const Component& model, uint32_t vocab_size, BpeTables& bpe) {
       model.refuse(fmt::format("{} '{}'", affix, model.text(affix)));
   if (model.has("dropout") && model.at("dropout") != 0.0) model.refuse("dropout");
   bpe.byte_fallback = model.flag_or("byte_fallback", false);
+  bpe.byte_tokens = bpe.byte_tokens || bpe.byte_fallback;
   bpe.fuse_unk = model.flag_or("fuse_unk", false);
   bpe.ignore_merges = model.flag_or("ignore_merges", false);
   if (bpe.byte_level && bpe.byte_fallback)
-    bpe.byte_fallback = false;  // every byte is a symbol: nothing falls back
+    bpe.byte_fallback = bpe.byte_tokens = false;  // all bytes are symbols
   read_vocab(model.at("vocab"), model.where() + ".vocab", vocab_size, bpe);
   read_merges(model, bpe);
   if (model.has("unk_token")) {
@@ -264,8 +266,15 @@ TokenizerJson read_tokenizer_json(const json& value, const std::string& where, u
     read_normalizer(Component(root.at("normalizer"), where + ": normalizer"), 0, out.bpe.normalizer);
   if (root.has("pre_tokenizer"))
     read_pretokenizer(Component(root.at("pre_tokenizer"), where + ": pre_tokenizer"), 0, out.bpe);
-  read_model(Component(root.at("model"), where + ": model"), vocab_size, out.bpe);
   read_decoder(Component(root.at("decoder"), where + ": decoder"), 0, out.bpe);
+  read_model(Component(root.at("model"), where + ": model"), vocab_size, out.bpe);
+  try {
+    Normalizer{
+        out.bpe.normalizer};  // a pattern that does not compile is found now, not when the model is opened
+    PreTokenizer{out.bpe.pretokenizer};
+  } catch (const Error& error) {
+    throw Error(error.code(), where + ": " + error.what());
+  }
   return out;
 }
 

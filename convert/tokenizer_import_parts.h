@@ -21,6 +21,7 @@ struct BpeTables {
   std::vector<uint32_t> merges;
   bool merge_by_id = false, byte_level = false, byte_fallback = false, fuse_unk = false,
        ignore_merges = false;
+  bool byte_tokens = false;  // tokens like "<0x0A>" stand for bytes
   std::optional<uint32_t> unk_id;
   std::vector<std::string> normalizer, pretokenizer;
   std::string space;

@@ -264,10 +264,7 @@ Value Renderer::repeat(const Value& value, int64_t count) {
     if (__builtin_mul_overflow(n, uint64_t{value.text->size()}, &n_bytes)) n_bytes = UINT64_MAX;
     heap_.charge_text(n_bytes);
     Text out;
-    for (uint64_t i = 0; i < n && !value.text->empty(); ++i) {
-      heap_.charge(1);
-      out.append(*value.text);
-    }
+    for (uint64_t i = 0; i < n && !value.text->empty(); ++i) out.append(*value.text);
     return Value::of(std::move(out));
   }
   std::vector<Value> items;

@@ -139,6 +139,9 @@ void read_normalizer(std::string_view message, const char* begin, SentencePieceM
     } else if (field.number == 3) {
       reader.expect(field, 0);
       model.add_dummy_prefix = field.value != 0;
+    } else if (field.number == 4) {
+      reader.expect(field, 0);
+      model.remove_extra_whitespaces = field.value != 0;
     }
   }
 }

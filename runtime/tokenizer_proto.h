@@ -32,6 +32,7 @@ struct SentencePieceModel {
   uint32_t model_type = 1;  // 1 unigram, 2 BPE, 3 word, 4 char
   bool byte_fallback = false;
   bool add_dummy_prefix = true;
+  bool remove_extra_whitespaces = true;
   bool has_charsmap = false;
   std::string bos_piece, eos_piece;  // empty: the library's defaults
 };

@@ -34,6 +34,7 @@ class SentencePieceTokenizer : public Tokenizer {
   int32_t n_pieces_ = 0;
   sentencepiece::SentencePieceProcessor with_prefix_, without_prefix_;
   bool has_prefix_ = false;  // else without_prefix_ is not loaded: both would do the same
+  bool strips_blanks_ = false;
   std::vector<AddedToken> added_tokens_;
   std::unordered_map<int32_t, size_t> added_by_id_;
   AddedTokens splitter_;
@@ -69,6 +70,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const Metadata& metadata, uint32_
   load(with_prefix_, model);
   n_pieces_ = with_prefix_.GetPieceSize();
   has_prefix_ = checked.add_dummy_prefix;
+  strips_blanks_ = checked.remove_extra_whitespaces;
   if (has_prefix_) load(without_prefix_, without_dummy_prefix(model));
   for (size_t i = 0; i < added_tokens_.size(); ++i) added_by_id_[added_tokens_[i].id] = i;
   splitter_ = AddedTokens(sought_tokens(added_tokens_, with_prefix_));
@@ -132,12 +134,15 @@ std::string SentencePieceTokenizer::piece(int32_t id, bool show_special) const {
 
 std::string SentencePieceTokenizer::decode(const std::vector<int32_t>& ids, bool show_special) const {
   std::string out;
-  bool may_strip = has_prefix_;
+  bool at_start = has_prefix_ || strips_blanks_;
   for (const int32_t id : ids) {
     std::string text = piece(id, show_special);
-    if (text.empty()) continue;
-    if (may_strip && added(id) == nullptr && text[0] == ' ' && !with_prefix_.IsByte(id)) text.erase(0, 1);
-    may_strip = false;
+    if (at_start && text.starts_with(' ') && added(id) == nullptr && !with_prefix_.IsByte(id)) {
+      text.erase(0, 1);  // the dummy prefix; a model that removes extra blanks has no others at the start either
+      at_start = strips_blanks_ && text.empty();
+    } else if (!text.empty()) {
+      at_start = false;
+    }
     out += text;
   }
   return out;

@@ -91,7 +91,8 @@ std::string to_upper(std::string_view text) {
 
 std::string without_accents(std::string_view text) {
   return map_code_points(text, [](char32_t c, std::string& out) {
-    if (utf8proc_category(static_cast<utf8proc_int32_t>(c)) != UTF8PROC_CATEGORY_MN) append_utf8(out, c);
+    const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
+    if (category < UTF8PROC_CATEGORY_MN || category > UTF8PROC_CATEGORY_ME) append_utf8(out, c);
   });
 }
 

@@ -11,7 +11,7 @@ enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 std::string to_normal_form(std::string_view text, NormalForm form);
 std::string to_lower(std::string_view text);
 std::string to_upper(std::string_view text);
-std::string without_accents(std::string_view text);  // drops nonspacing marks (Mn)
+std::string without_accents(std::string_view text);  // drops marks (M*)
 
 bool is_white_space(char32_t c);  // the White_Space property
 bool is_number(char32_t c);       // Nd, Nl, No

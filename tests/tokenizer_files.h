@@ -1,0 +1,91 @@
+// Checkpoint folders for tokenizer tests: made in a temporary folder, imported, opened.
+#pragma once
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+
+#include "convert/tokenizer_import.h"
+#include "runtime/tokenizer.h"
+
+namespace pith_test {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// A folder that goes away with the object.
+class Folder {
+ public:
+  Folder() {
+    std::string pattern = (fs::temp_directory_path() / "pith-tokenizer-XXXXXX").string();
+    if (mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
+    path_ = pattern;
+  }
+  ~Folder() { fs::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  const fs::path& path() const { return path_; }
+  Folder& put(const std::string& name, const std::string& bytes) {
+    std::ofstream(path_ / name, std::ios::binary) << bytes;
+    return *this;
+  }
+  Folder& put(const std::string& name, const json& value) { return put(name, value.dump()); }
+  Folder& link(const std::string& name, const fs::path& target) {
+    fs::create_symlink(fs::absolute(target), path_ / name);
+    return *this;
+  }
+  pith::Metadata import(const json& config) const {
+    pith::Metadata metadata;
+    pith::import_tokenizer(path_, config, metadata);
+    return pith::Metadata::parse(metadata.serialize());
+  }
+  std::unique_ptr<pith::Tokenizer> open(uint32_t vocab_size, const std::string& model_type = "llama") const {
+    return pith::Tokenizer::open(import({{"vocab_size", vocab_size}, {"model_type", model_type}}),
+                                 vocab_size);
+  }
+
+ private:
+  fs::path path_;
+};
+
+inline json read_golden(const std::string& name) {
+  std::ifstream stream(std::string(PITH_SOURCE_DIR) + "/tests/golden/" + name);
+  return json::parse(stream);
+}
+
+// A file under ../shared, or an empty path: then the caller returns, having said SKIP.
+inline fs::path shared_file(const std::string& name) {
+  const fs::path path = fs::path(PITH_SHARED_DIR) / name;
+  if (fs::exists(path)) return path;
+  WARN("SKIP: " << path.string() << " is absent");
+  if (const char* no_skip = std::getenv("PITH_NO_SKIP"); no_skip != nullptr && *no_skip == '1')
+    FAIL("skipped");
+  return {};
+}
+
+inline uint32_t fnv(std::string_view bytes) {
+  uint32_t hash = 0x811c9dc5;
+  for (const char c : bytes) hash = (hash ^ static_cast<uint8_t>(c)) * 0x01000193;
+  return hash;
+}
+inline uint32_t fnv(const std::vector<int32_t>& ids) {
+  return fnv(std::string_view(reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(int32_t)));
+}
+
+// The code of the Error that f throws, its message in `message`; 0 when it throws none.
+template <typename F>
+int error_of(const F& f, std::string& message) {
+  try {
+    f();
+  } catch (const pith::Error& error) {
+    message = error.what();
+    return static_cast<int>(error.code());
+  }
+  return 0;
+}
+
+}  // namespace pith_test
