@@ -262,11 +262,38 @@ void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, f
     q24_many(m, index, in, scratch, y);
 }
 
+uint64_t read(const uint8_t* data, uint64_t size) {
+  __m256i sums[4];
+  for (__m256i& sum : sums) sum = _mm256_setzero_si256();
+  for (uint64_t i = 0; i < size; i += 128) {
+    _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(data + i + 4160), _MM_HINT_T0);
+    for (uint32_t j = 0; j < 4; ++j) sums[j] = _mm256_add_epi64(sums[j], load256(data + i + j * 32));
+  }
+  const __m256i all =
+      _mm256_add_epi64(_mm256_add_epi64(sums[0], sums[1]), _mm256_add_epi64(sums[2], sums[3]));
+  uint64_t out[4];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), all);
+  return out[0] + out[1] + out[2] + out[3];
+}
+
+uint64_t mac_loop(uint64_t rounds) {
+  __m256i sums[8], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(2);
+  for (__m256i& sum : sums) sum = _mm256_setzero_si256();
+  for (uint64_t i = 0; i < rounds; ++i)
+    for (__m256i& sum : sums) {
+      asm volatile("" : "+x"(a));  // a new operand each time, to the compiler
+      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
+    }
+  for (__m256i& sum : sums) asm volatile("" : "+x"(sum));
+  return rounds * 8 * 32;
+}
+
 }  // namespace
 
 const Kernels kAvx2Kernels = {
-    "avx2",     Avx2::rms_norm, Avx2::quantize, panel,         Avx2::gate,   Avx2::softcap,
-    Avx2::rope, Avx2::append,   Avx2::attend,   Avx2::combine, Avx2::finish,
+    "avx2",       Avx2::rms_norm, Avx2::quantize, panel,        Avx2::gate, Avx2::softcap, Avx2::rope,
+    Avx2::append, Avx2::attend,   Avx2::combine,  Avx2::finish, read,       mac_loop,
 };
 
 }  // namespace pith::cpu

@@ -312,11 +312,34 @@ void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, f
   return wide ? q24_many<32>(m, index, in, scratch, y) : q24_many<16>(m, index, in, scratch, y);
 }
 
+uint64_t read(const uint8_t* data, uint64_t size) {
+  __m512i sums[4];
+  for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+  for (uint64_t i = 0; i < size; i += 256)
+    for (uint32_t j = 0; j < 4; ++j) {
+      _mm_prefetch(reinterpret_cast<const char*>(data + i + j * 64 + 4096), _MM_HINT_T0);
+      sums[j] = _mm512_add_epi64(sums[j], load512(data + i + j * 64));
+    }
+  const __m512i all =
+      _mm512_add_epi64(_mm512_add_epi64(sums[0], sums[1]), _mm512_add_epi64(sums[2], sums[3]));
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(all));
+}
+
+uint64_t mac_loop(uint64_t rounds) {
+  __m512i sums[16], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(2);
+  for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+  for (uint64_t i = 0; i < rounds; ++i)
+    for (__m512i& sum : sums) sum = _mm512_dpbusd_epi32(sum, a, b);
+  for (__m512i& sum : sums) asm volatile("" : "+v"(sum));
+  return rounds * 16 * 64;
+}
+
 }  // namespace
 
 const Kernels kAvx512Kernels = {
     "avx512",     Avx512::rms_norm, Avx512::quantize, panel,           Avx512::gate,   Avx512::softcap,
-    Avx512::rope, Avx512::append,   Avx512::attend,   Avx512::combine, Avx512::finish,
+    Avx512::rope, Avx512::append,   Avx512::attend,   Avx512::combine, Avx512::finish, read,
+    mac_loop,
 };
 
 }  // namespace pith::cpu

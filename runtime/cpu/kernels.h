@@ -106,6 +106,11 @@ struct Kernels {
   void (*combine)(float* into, const float* part, uint32_t padded_head_dim);
   // out [head_dim] = sums / sum of p
   void (*finish)(const float* sums, uint32_t head_dim, uint32_t padded_head_dim, float* out);
+
+  // For measure.h. A sum over all bytes, as fast as they can be read; size is a multiple of 4096.
+  uint64_t (*read)(const uint8_t* data, uint64_t size);
+  // Multiplies int8 in registers for `rounds` rounds and returns how many multiply-adds that was.
+  uint64_t (*mac_loop)(uint64_t rounds);
 };
 
 uint64_t panel_scratch_bytes(uint32_t n_lanes);

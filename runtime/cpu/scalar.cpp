@@ -85,11 +85,34 @@ void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t*, float* y)
     Scalar::plain_panel_any(m, index, in, y);
 }
 
+uint64_t read(const uint8_t* data, uint64_t size) {
+  uint64_t sums[8] = {};
+  for (uint64_t i = 0; i < size; i += 64)
+    for (uint32_t j = 0; j < 8; ++j) {
+      uint64_t word;
+      std::memcpy(&word, data + i + j * 8, 8);
+      sums[j] += word;
+    }
+  return sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
+}
+
+uint64_t mac_loop(uint64_t rounds) {
+  volatile int8_t source = 3;  // not a constant to the compiler
+  int32_t sums[8] = {}, a = source, b = source;
+  for (uint64_t i = 0; i < rounds; ++i)
+    for (int32_t& sum : sums) {
+      sum += a * b;
+      asm volatile("" : "+r"(sum));
+    }
+  return rounds * 8;
+}
+
 }  // namespace
 
 const Kernels kScalarKernels = {
     "scalar",     Scalar::rms_norm, Scalar::quantize, panel,           Scalar::gate,   Scalar::softcap,
-    Scalar::rope, Scalar::append,   Scalar::attend,   Scalar::combine, Scalar::finish,
+    Scalar::rope, Scalar::append,   Scalar::attend,   Scalar::combine, Scalar::finish, read,
+    mac_loop,
 };
 
 }  // namespace pith::cpu
