@@ -1,0 +1,349 @@
+// C API, part 3: a session, its timeline, and text from it.
+#include <algorithm>
+#include <chrono>
+#include <random>
+
+#include "runtime/capi.h"
+#include "runtime/cpu/kernels.h"
+#include "runtime/utf8.h"
+
+namespace pith::capi {
+
+std::vector<int32_t> render_chat(const Model& model, const pith_message* messages, size_t n_messages,
+                                 bool add_reply_start);
+
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+uint64_t random_seed() {
+  std::random_device device;
+  return device();  // 32 bits: short enough to type back
+}
+
+void set_sampling(SamplerOptions& options, std::string_view key, std::string_view value) {
+  if (key == "seed" && value == "random")
+    options.seed = random_seed();
+  else
+    set_sampler_option(options, key, value);
+}
+
+SamplerOptions default_sampling(const GenerationDefaults& defaults) {
+  SamplerOptions options;
+  options.temperature = defaults.temperature;
+  options.top_k = defaults.top_k;
+  options.top_p = defaults.top_p;
+  options.min_p = defaults.min_p;
+  options.repetition_penalty = defaults.repetition_penalty;
+  options.seed = random_seed();
+  return options;
+}
+
+// What the options' "auto" came to.
+std::string kernels_of(const SessionOptions& options) {
+  return options.device == "cpu" ? cpu::select_kernels(options.kernels).name : options.device;
+}
+
+std::string session_fact(const pith_session& s, std::string_view key) {
+  const SamplerOptions& sampling = s.sampling;
+  if (key == "temp") return fmt::format("{}", sampling.temperature);
+  if (key == "top_k") return fmt::format("{}", sampling.top_k);
+  if (key == "top_p") return fmt::format("{}", sampling.top_p);
+  if (key == "min_p") return fmt::format("{}", sampling.min_p);
+  if (key == "repeat_penalty") return fmt::format("{}", sampling.repetition_penalty);
+  if (key == "presence_penalty") return fmt::format("{}", sampling.presence_penalty);
+  if (key == "frequency_penalty") return fmt::format("{}", sampling.frequency_penalty);
+  if (key == "repeat_last_n") return fmt::format("{}", sampling.penalty_last_n);
+  if (key == "seed") return fmt::format("{}", sampling.seed);
+  if (key == "max_tokens") return fmt::format("{}", s.max_tokens);
+  const SessionOptions& options = s.session.options();
+  if (key == "ctx") return fmt::format("{}", s.session.n_ctx());
+  if (key == "threads") return fmt::format("{}", options.n_threads);
+  if (key == "kv") return options.kv == KvType::kF16 ? "f16" : "i8";
+  if (key == "kernels") return kernels_of(options);
+  if (key == "device") return options.device;
+  if (key == "n_tokens") return fmt::format("{}", s.session.tokens().size());
+  if (key == "kv_bytes") return fmt::format("{}", plan_memory(s.session.model(), options).kv_bytes);
+  if (key == "scratch_bytes") return fmt::format("{}", plan_memory(s.session.model(), options).scratch_bytes);
+  throw_error(ErrorCode::kInvalidArgument, "a session has no fact '{}'", key);
+}
+
+void need_logits(const pith_session& s) {
+  if (!s.has_logits)
+    throw_error(ErrorCode::kInvalidArgument, "no logits: call pith_sync with at least one id first");
+}
+
+void sync_to(pith_session& s, std::span<const int32_t> ids) {
+  s.has_logits = false;
+  s.session.sync(ids);
+  s.has_logits = true;
+}
+
+void append(pith_session& s, int32_t id) {
+  s.has_logits = false;
+  s.session.append(id);
+  s.has_logits = true;
+}
+
+bool is_full(const pith_session& s) {
+  return s.session.tokens().size() >= s.session.n_ctx();
+}
+
+// Hands out text in whole code points. With skip_space, one space before the first text is dropped: sentencepiece
+// vocabularies begin a reply with one that belongs to no word.
+class TextOut {
+ public:
+  TextOut(pith_text_fn fn, void* user, bool skip_space) : fn_(fn), user_(user), skip_space_(skip_space) {}
+
+  bool put(std::string_view bytes) { return emit(holder_.push(bytes)); }  // false: the callback wants to stop
+  bool finish() { return emit(holder_.flush()); }
+
+ private:
+  bool emit(std::string_view text) {
+    if (skip_space_ && !text.empty()) {
+      if (text.front() == ' ') text.remove_prefix(1);
+      skip_space_ = false;
+    }
+    return text.empty() || fn_ == nullptr || fn_(text.data(), text.size(), user_) == 0;
+  }
+
+  pith_text_fn fn_;
+  void* user_;
+  bool skip_space_;
+  Utf8Holder holder_;
+};
+
+// Draws, hands out, appends: in this order, so that a reader sees a token before the next one is computed.
+void generate(pith_session& s, TextOut& out, pith_reply& reply) {
+  const Tokenizer& tokenizer = s.session.model().tokenizer();
+  const auto start = std::chrono::steady_clock::now();
+  reply.stop = 0;
+  while (reply.stop == 0) {
+    if (is_full(s)) {
+      reply.stop = PITH_STOP_CONTEXT;
+    } else if (s.max_tokens != 0 && reply.n_generated == s.max_tokens) {
+      reply.stop = PITH_STOP_LENGTH;
+    } else {
+      need_logits(s);
+      const int32_t id = s.sampler.sample(s.session.logits(), s.session.tokens());
+      if (tokenizer.is_eos(id)) {
+        reply.stop = PITH_STOP_END;
+        break;
+      }
+      ++reply.n_generated;
+      if (!out.put(tokenizer.piece(id))) reply.stop = PITH_STOP_CALLBACK;
+      try {
+        append(s, id);
+      } catch (const Error& error) {
+        if (error.code() != ErrorCode::kInterrupted) throw;
+        append(s, id);  // what was handed out is in the timeline; an interrupt stops one call only
+        reply.stop = PITH_STOP_INTERRUPT;
+      }
+    }
+  }
+  if (!out.finish() && reply.stop == 0) reply.stop = PITH_STOP_CALLBACK;
+  reply.generation_seconds = seconds_since(start);
+}
+
+void check_reply_size(const pith_reply* reply) {
+  if (reply != nullptr && reply->size < sizeof(pith_reply))
+    throw_error(ErrorCode::kInvalidArgument, "pith_reply.size is {}, expected {}", reply->size,
+                sizeof(pith_reply));
+}
+
+// Copies the members, keeping the caller's size.
+void hand_out(const pith_reply& from, pith_reply* to) {
+  if (to == nullptr) return;
+  const size_t size = to->size;
+  *to = from;
+  to->size = size;
+}
+
+}  // namespace
+}  // namespace pith::capi
+
+using namespace pith;  // NOLINT: this file implements the library's own C names
+using namespace pith::capi;
+
+extern "C" {
+
+int pith_session_open(const pith_model* model, const char* const* options, pith_session** out) {
+  return guarded([&] {
+    need(model, "model");
+    need(out, "out");
+    SessionOptions session_options;
+    SamplerOptions sampling = default_sampling(model->model->generation());
+    uint32_t max_tokens = 0;
+    for_each_option(options, [&](std::string_view key, std::string_view value) {
+      if (key == "max_tokens")
+        max_tokens = static_cast<uint32_t>(parse_count(key, value, UINT32_MAX));
+      else if (!set_session_option(session_options, key, value))
+        set_sampling(sampling, key, value);
+    });
+    auto session = std::make_unique<pith_session>(model->model, session_options, sampling);
+    session->max_tokens = max_tokens;
+    const SessionOptions& resolved = session->session.options();
+    log(0, fmt::format("{}: context {} of {} tokens, {} threads, {} kernels, device {}",
+                       model->model->container().path(), session->session.n_ctx(),
+                       model->model->spec().max_context, resolved.n_threads, kernels_of(resolved),
+                       resolved.device));
+    *out = session.release();
+    return PITH_OK;
+  });
+}
+
+void pith_session_close(pith_session* session) {
+  delete session;
+}
+
+int pith_set(pith_session* session, const char* key, const char* value) {
+  return guarded([&] {
+    need(session, "session");
+    need(key, "key");
+    need(value, "value");
+    if (std::string_view(key) == "max_tokens") {
+      session->max_tokens = static_cast<uint32_t>(parse_count(key, value, UINT32_MAX));
+      return PITH_OK;
+    }
+    SamplerOptions changed = session->sampling;
+    set_sampling(changed, key, value);
+    session->sampler = Sampler(changed, session->session.model().spec().vocab_size);
+    session->sampling = changed;
+    return PITH_OK;
+  });
+}
+
+int pith_session_get(const pith_session* session, const char* key, char* buffer, size_t capacity,
+                     size_t* n_needed) {
+  return guarded([&] {
+    need(session, "session");
+    need(key, "key");
+    need(n_needed, "n_needed");
+    fill(session_fact(*session, key), buffer, capacity, n_needed);
+    return PITH_OK;
+  });
+}
+
+int pith_sync(pith_session* session, const int32_t* ids, size_t n_ids) {
+  return guarded([&] {
+    need(session, "session");
+    if (n_ids > 0) need(ids, "ids");
+    sync_to(*session, {ids, n_ids});
+    return PITH_OK;
+  });
+}
+
+int pith_step(pith_session* session, int32_t* id) {
+  return guarded([&] {
+    need(session, "session");
+    need(id, "id");
+    need_logits(*session);
+    if (is_full(*session))
+      throw_error(ErrorCode::kContextFull, "the timeline's {} tokens fill the context of {}",
+                  session->session.tokens().size(), session->session.n_ctx());
+    const int32_t next = session->sampler.sample(session->session.logits(), session->session.tokens());
+    if (session->session.model().tokenizer().is_eos(next)) {
+      *id = next;
+      return int{PITH_DONE};
+    }
+    append(*session, next);
+    *id = next;
+    return int{PITH_OK};
+  });
+}
+
+int pith_logits(const pith_session* session, const float** logits, size_t* n) {
+  return guarded([&] {
+    need(session, "session");
+    need(logits, "logits");
+    need(n, "n");
+    need_logits(*session);
+    *logits = session->session.logits().data();
+    *n = session->session.logits().size();
+    return PITH_OK;
+  });
+}
+
+int pith_rewind(pith_session* session, size_t n_tokens) {
+  return guarded([&] {
+    need(session, "session");
+    if (n_tokens > session->session.tokens().size())
+      throw_error(ErrorCode::kInvalidArgument, "pith_rewind to {} tokens: the timeline has {}", n_tokens,
+                  session->session.tokens().size());
+    session->has_logits = false;
+    session->session.rewind(static_cast<uint32_t>(n_tokens));
+    return PITH_OK;
+  });
+}
+
+int pith_tokens(const pith_session* session, int32_t* ids, size_t capacity, size_t* n_needed) {
+  return guarded([&] {
+    need(session, "session");
+    need(n_needed, "n_needed");
+    fill(std::span<const int32_t>(session->session.tokens()), ids, capacity, n_needed);
+    return PITH_OK;
+  });
+}
+
+int pith_generate(pith_session* session, pith_text_fn fn, void* user, pith_reply* reply) {
+  return guarded([&] {
+    need(session, "session");
+    check_reply_size(reply);
+    need_logits(*session);
+    pith_reply done{};
+    TextOut out(fn, user, false);
+    generate(*session, out, done);
+    hand_out(done, reply);
+    return PITH_OK;
+  });
+}
+
+int pith_chat(pith_session* session, const pith_message* messages, size_t n_messages, pith_text_fn fn,
+              void* user, pith_reply* reply) {
+  return guarded([&] {
+    need(session, "session");
+    check_reply_size(reply);
+    const std::vector<int32_t> ids = render_chat(session->session.model(), messages, n_messages, true);
+    const std::vector<int32_t>& before = session->session.tokens();
+    pith_reply done{};
+    done.n_prompt = static_cast<uint32_t>(ids.size());
+    const auto differ = std::mismatch(ids.begin(), ids.end(), before.begin(), before.end()).first;
+    done.n_reused = static_cast<uint32_t>(differ - ids.begin());
+    const auto start = std::chrono::steady_clock::now();
+    sync_to(*session, ids);
+    done.prompt_seconds = seconds_since(start);
+    TextOut out(fn, user, true);
+    generate(*session, out, done);
+    hand_out(done, reply);
+    return PITH_OK;
+  });
+}
+
+int pith_interrupt(pith_session* session) {
+  if (session == nullptr) return PITH_E_INVALID;  // no message: this may be a signal handler
+  session->session.interrupt();
+  return PITH_OK;
+}
+
+int pith_session_save(const pith_session* session, const char* path) {
+  return guarded([&] {
+    need(session, "session");
+    need(path, "path");
+    session->session.save(path);
+    return PITH_OK;
+  });
+}
+
+int pith_session_load(pith_session* session, const char* path) {
+  return guarded([&] {
+    need(session, "session");
+    need(path, "path");
+    session->session.load(path);
+    session->has_logits = false;
+    return PITH_OK;
+  });
+}
+
+}  // extern "C"

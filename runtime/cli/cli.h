@@ -1,0 +1,62 @@
+// The command line's shared parts: how a command is registered, how a failure leaves the program, and the options that
+// several commands take.
+//
+// Exit codes: 0 done, 1 failed, 2 the command line (or a value in it) is wrong. Results go to standard output and
+// nothing else does; messages are one line each on standard error.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/session.h"
+
+namespace pith::cli {
+
+constexpr int kOk = 0, kFailure = 1, kUsage = 2;
+
+// What the parsed command line asks for. Set by a subcommand's callback, run by main().
+using Action = std::function<int()>;
+
+// Each command's file defines one of these: it adds the subcommand and its options to the root.
+void add_bench(CLI::App& root, Action& action);
+void add_chat(CLI::App& root, Action& action);
+void add_convert(CLI::App& root, Action& action);
+void add_doctor(CLI::App& root, Action& action);
+void add_eval(CLI::App& root, Action& action);
+void add_inspect(CLI::App& root, Action& action);
+void add_plan(CLI::App& root, Action& action);
+void add_run(CLI::App& root, Action& action);
+void add_synth(CLI::App& root, Action& action);
+void add_tokenize(CLI::App& root, Action& action);
+void add_verify(CLI::App& root, Action& action);
+
+// Options that become pith_session_open's key/value strings; the library checks the values.
+class SessionFlags {
+ public:
+  void add_session(CLI::App& app);   // --ctx, --threads, --kv, --device, --kernels
+  void add_sampling(CLI::App& app);  // --temp ... --seed
+  CLI::Option* add(CLI::App& app, const std::string& flags, const char* key, const std::string& help);
+  bool has(std::string_view key) const;
+  void set(const std::string& key, const std::string& value);
+  std::vector<const char*> options() const;  // key, value, ..., nullptr; valid while *this is unchanged
+  SessionOptions session_options() const;    // for commands that use the C++ classes; ignores sampling
+
+ private:
+  std::vector<std::pair<std::string, std::string>> values_;
+};
+
+// --bits: 2.3 to 4.5, 16 or 32; throws kInvalidArgument.
+double parse_bits(const std::string& text);
+
+// The whole of a file, or of standard input for "-". Throws kIo naming path and cause.
+std::string read_text(const std::string& path);
+
+// "1.50 GB", "3.2 MB": powers of 1000.
+std::string human_bytes(uint64_t n_bytes);
+
+// The nearest of the candidates if it is near enough to be a slip, else "".
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& candidates);
+
+}  // namespace pith::cli

@@ -1,0 +1,136 @@
+// Turns, undo, save and load of a conversation.
+#include "runtime/cli/conversation.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "runtime/cli/cli.h"
+
+namespace pith::cli {
+namespace {
+
+// Throws kFormat naming the path and what is wrong.
+nlohmann::json parse_conversation(const std::string& path) {
+  const nlohmann::json in = nlohmann::json::parse(read_text(path), nullptr, false);
+  if (!in.is_object() || in.value("pith_chat", nlohmann::json()) != 1 || !in.contains("turns") ||
+      !in["turns"].is_array())
+    throw_error(ErrorCode::kFormat, "{}: not a conversation saved by pith chat", path);
+  return in;
+}
+
+std::string text_of(const nlohmann::json& object, const char* key, const std::string& path) {
+  if (!object.is_object() || !object.contains(key) || !object[key].is_string())
+    throw_error(ErrorCode::kFormat, "{}: '{}' is missing or not a string", path, key);
+  return object[key].get<std::string>();
+}
+
+void write_private(const std::string& path, const std::string& text) {
+  const std::string part = path + ".part";
+  const int fd = ::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (fd < 0) throw_error(ErrorCode::kIo, "{}: {}", part, std::strerror(errno));
+  size_t done = 0;
+  bool ok = true;
+  while (ok && done < text.size()) {
+    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
+    if (n > 0) done += static_cast<size_t>(n);
+    ok = n > 0 || errno == EINTR;
+  }
+  ok = ok && ::fsync(fd) == 0;
+  int cause = errno;
+  ok = ::close(fd) == 0 && ok;
+  if (ok && ::rename(part.c_str(), path.c_str()) == 0) return;
+  if (ok) cause = errno;
+  ::unlink(part.c_str());
+  throw_error(ErrorCode::kIo, "{}: cannot be written: {}", path, std::strerror(cause));
+}
+
+}  // namespace
+
+Conversation::Conversation(const pith_model* model, pith_session* session)
+    : model_(model),
+      session_(session),
+      has_template_(get(model, "chat_template") == "yes"),
+      n_ctx_(static_cast<uint32_t>(std::stoul(get(session, "ctx")))) {}
+
+std::vector<pith_message> Conversation::messages_with(const std::string& question) const {
+  std::vector<pith_message> messages;
+  if (!system_.empty()) messages.push_back({"system", system_.c_str()});
+  for (const Turn& turn : turns_) {
+    messages.push_back({"user", turn.user.c_str()});
+    messages.push_back({"assistant", turn.assistant.c_str()});
+  }
+  messages.push_back({"user", question.c_str()});
+  return messages;
+}
+
+std::vector<int32_t> Conversation::joined_with(const std::string& text) const {
+  std::string all;
+  for (const Turn& turn : turns_) all += turn.user + turn.assistant + "\n";
+  return tokenize(model_, all + text, PITH_ADD_BOS);
+}
+
+pith_reply Conversation::ask(const std::string& text) {
+  const std::vector<pith_message> messages = messages_with(text);
+  const std::vector<int32_t> ids = has_template_ ? render(model_, messages) : joined_with(text);
+  if (ids.size() >= n_ctx_)
+    throw_error(ErrorCode::kContextFull,
+                "the conversation has {} tokens, the context {}: /forget or /undo makes room", ids.size(),
+                n_ctx_);
+  ReplyWriter writer;
+  pith_reply reply{};
+  reply.size = sizeof reply;
+  if (has_template_) {
+    check(pith_chat(session_, messages.data(), messages.size(), ReplyWriter::callback, &writer, &reply));
+  } else {
+    check(pith_sync(session_, ids.data(), ids.size()));
+    check(pith_generate(session_, ReplyWriter::callback, &writer, &reply));
+    reply.n_prompt = static_cast<uint32_t>(ids.size());
+  }
+  writer.finish();
+  turns_.push_back({text, writer.text()});
+  return reply;
+}
+
+std::string Conversation::undo() {
+  if (turns_.empty()) return "";
+  std::string question = std::move(turns_.back().user);
+  turns_.pop_back();
+  return question;
+}
+
+size_t Conversation::forget(size_t n) {
+  n = std::min(n, turns_.size());
+  turns_.erase(turns_.begin(), turns_.begin() + static_cast<ptrdiff_t>(n));
+  return n;
+}
+
+void Conversation::save(const std::string& path) const {
+  struct stat info;
+  if (::stat(path.c_str(), &info) == 0) parse_conversation(path);  // never over a model or a text
+  nlohmann::ordered_json out;
+  out["pith_chat"] = 1;
+  out["model"] = get(model_, "fingerprint");
+  out["system"] = system_;
+  out["turns"] = nlohmann::ordered_json::array();
+  for (const Turn& turn : turns_)
+    out["turns"].push_back({{"user", turn.user}, {"assistant", turn.assistant}});
+  write_private(path, out.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+bool Conversation::load(const std::string& path) {
+  const nlohmann::json in = parse_conversation(path);
+  std::vector<Turn> turns;
+  for (const nlohmann::json& turn : in["turns"])
+    turns.push_back({text_of(turn, "user", path), text_of(turn, "assistant", path)});
+  const std::string model = text_of(in, "model", path);
+  system_ = text_of(in, "system", path);
+  turns_ = std::move(turns);
+  return model == get(model_, "fingerprint");
+}
+
+}  // namespace pith::cli

@@ -1,0 +1,72 @@
+// pith convert: a Hugging Face checkpoint folder becomes one .pith file.
+#include <memory>
+
+#include "convert/converter.h"
+#include "runtime/cli/cli.h"
+#include "runtime/cli/terminal.h"
+
+namespace pith::cli {
+namespace {
+
+struct ConvertCommand {
+  std::string dir, bits = "2.85", preset = "best";
+  ConvertOptions options;
+  bool restart = false, tensors = false;
+};
+
+int run(const ConvertCommand& command) {
+  ConvertOptions options = command.options;
+  options.bits = parse_bits(command.bits);
+  options.resume = !command.restart;
+  if (command.preset != "best" && command.preset != "paper")
+    throw_error(ErrorCode::kInvalidArgument, "--preset {}: expected best or paper", command.preset);
+  options.preset = command.preset == "paper" ? Preset::kPaper : Preset::kBest;
+  Progress progress("weights");
+  options.progress = [&](const ConvertProgress& at) { progress.update(at.stage, at.done, at.total); };
+  const ConvertReport report = convert(command.dir, options);
+  progress.clear();
+  for (const std::string& note : report.notes) print_note(note);
+  if (report.n_resumed > 0)
+    print_note(fmt::format("{} tensors taken over from an interrupted run", report.n_resumed));
+  std::string out;
+  if (command.tensors)
+    for (const TensorQuality& tensor : report.tensors)
+      out += fmt::format("{:<28} {:6.3f} bits/weight  relative error {:.5f}\n", tensor.name, tensor.bits,
+                         tensor.relative_error);
+  out += fmt::format(
+      "{}: {}, {} weights, {:.3f} bits per weight of the linear layers, {:.3f} of the whole file\n",
+      options.output, human_bytes(report.file_bytes), report.n_weights, report.linear_bits, report.file_bits);
+  write_output(out);
+  return kOk;
+}
+
+}  // namespace
+
+void add_convert(CLI::App& root, Action& action) {
+  const auto command = std::make_shared<ConvertCommand>();
+  CLI::App* const app = root.add_subcommand("convert", "Make a .pith file from a checkpoint folder");
+  app->add_option("DIR", command->dir, "config.json, *.safetensors, tokenizer")->required()->type_name("");
+  app->add_option("-o,--output", command->options.output, "The file to write")->required()->type_name("FILE");
+  app->add_option("-b,--bits", command->bits,
+                  "Bits per weight of the linear layers: 2.3 to 4.5, 16, 32 (2.85)")
+      ->type_name("B");
+  app->add_option("--preset", command->preset, "best, or paper: the published method as it stands")
+      ->type_name("NAME");
+  app->add_option("--embed-bits", command->options.embed_bits,
+                  "Embedding and head below 16 bits: 4 or 16 (4)")
+      ->type_name("B")
+      ->check(CLI::IsMember({4, 16}));
+  app->add_option("-t,--threads", command->options.n_threads, "Threads (default: all cores)")->type_name("N");
+  app->add_flag("--force", command->options.force,
+                "Note unknown config keys and unused tensors, do not refuse them");
+  app->add_flag("--allow-nonfinite", command->options.allow_nonfinite,
+                "Let NaN and Inf weights pass (16, 32 bits)");
+  app->add_flag("--restart", command->restart, "Do not resume an interrupted run");
+  app->add_flag("--tensors", command->tensors, "Print bits and error of every tensor");
+  app->footer(
+      "The file appears when it is complete. An interrupted run is resumed by the same command.\n"
+      "Example: pith convert ./TinyLlama-1.1B-Chat -o tinyllama.pith --bits 2.85");
+  app->callback([command, &action] { action = [command] { return run(*command); }; });
+}
+
+}  // namespace pith::cli

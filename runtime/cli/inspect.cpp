@@ -1,0 +1,154 @@
+// pith inspect: what a file holds: the model's shape, bits per weight, quality, metadata, every tensor.
+// Opens the container only, so that it works on files whose tokenizer or family this build cannot run.
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "format/container.h"
+#include "models/spec.h"
+#include "runtime/cli/cli.h"
+#include "runtime/cli/terminal.h"
+
+namespace pith::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr size_t kShownElements = 8;  // of an array or bytes of a text, in the table
+
+// Linear layers are the matrices other than embedding and head. All bytes count: padding, indices, scales.
+struct Totals {
+  uint64_t weights = 0, linear_weights = 0, linear_bytes = 0;
+  double linear_bits() const {
+    return linear_weights > 0 ? 8.0 * static_cast<double>(linear_bytes) / static_cast<double>(linear_weights)
+                              : 0;
+  }
+};
+
+Totals count(const Container& container) {
+  Totals totals;
+  for (const Tensor& tensor : container.tensors()) {
+    const uint64_t n = uint64_t{tensor.n_rows} * tensor.n_cols;
+    totals.weights += n;
+    if (tensor.n_rows == 1 || tensor.name == "embed" || tensor.name == "head") continue;
+    totals.linear_weights += n;
+    totals.linear_bytes += tensor.size_bytes;
+  }
+  return totals;
+}
+
+double bits_per_weight(const Tensor& tensor) {
+  return 8.0 * static_cast<double>(tensor.size_bytes) / (static_cast<double>(tensor.n_rows) * tensor.n_cols);
+}
+
+Json value_json(const MetadataValue& value) {
+  return std::visit(
+      [](const auto& v) -> Json {
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, Bytes>)
+          return {{"bytes", v.size()}};
+        else
+          return v;
+      },
+      value);
+}
+
+template <typename T>
+std::string short_list(const std::vector<T>& values) {
+  std::string out = "[";
+  for (size_t i = 0; i < std::min(values.size(), kShownElements); ++i)
+    out += (i > 0 ? ", " : "") + Json(values[i]).dump(-1, ' ', false, Json::error_handler_t::replace);
+  return out + (values.size() > kShownElements ? fmt::format(", ... {} in all]", values.size()) : "]");
+}
+
+std::string short_value(const MetadataValue& value) {
+  return std::visit(
+      [](const auto& v) -> std::string {
+        using T = std::decay_t<decltype(v)>;
+        if constexpr (std::is_same_v<T, Bytes>) {
+          return fmt::format("<{} bytes>", v.size());
+        } else if constexpr (std::is_same_v<T, std::string>) {
+          const std::string text = Json(v).dump(-1, ' ', false, Json::error_handler_t::replace);
+          return text.size() > 100 ? text.substr(0, 90) + fmt::format("...\" {} bytes", v.size()) : text;
+        } else if constexpr (std::is_arithmetic_v<T>) {
+          return fmt::format("{}", v);
+        } else {
+          return short_list(v);
+        }
+      },
+      value);
+}
+
+std::string to_json(const Container& container) {
+  const Totals totals = count(container);
+  Json out;
+  out["file"] = container.path();
+  out["file_bytes"] = container.file_size();
+  out["fingerprint"] = fmt::format("{:016x}", container.fingerprint());
+  out["parameters"] = totals.weights;
+  out["linear_bpw"] = totals.linear_bits();
+  out["file_bpw"] = 8.0 * static_cast<double>(container.file_size()) / static_cast<double>(totals.weights);
+  out["metadata"] = Json::object();
+  for (const auto& [key, value] : container.metadata().entries()) out["metadata"][key] = value_json(value);
+  out["tensors"] = Json::array();
+  for (const Tensor& tensor : container.tensors()) {
+    Json entry = {{"name", tensor.name},
+                  {"kind", to_string(tensor.kind)},
+                  {"shape", {tensor.n_rows, tensor.n_cols}},
+                  {"offset", tensor.offset},
+                  {"bytes", tensor.size_bytes},
+                  {"bits_per_weight", bits_per_weight(tensor)},
+                  {"checksum", fmt::format("{:016x}", tensor.checksum)}};
+    if (tensor.kind == TensorKind::kQ24) {
+      entry["group"] = tensor.q24.group;
+      entry["fine_columns"] = tensor.q24.n_fine;
+      entry["outliers_per_row"] = tensor.q24.n_slots;
+    }
+    out["tensors"].push_back(std::move(entry));
+  }
+  return out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string to_lines(const Container& container, bool with_tensors) {
+  const Totals totals = count(container);
+  std::string out =
+      fmt::format("file            {} ({})\nfingerprint     {:016x}\nparameters      {}\n", container.path(),
+                  human_bytes(container.file_size()), container.fingerprint(), totals.weights);
+  out += fmt::format("bits per weight {:.3f} linear layers, {:.3f} whole file\n", totals.linear_bits(),
+                     8.0 * static_cast<double>(container.file_size()) / static_cast<double>(totals.weights));
+  out += "\nmetadata\n";
+  for (const auto& [key, value] : container.metadata().entries())
+    out += fmt::format("  {:<32} {}\n", key, short_value(value));
+  if (!with_tensors) return out;
+  out += fmt::format("\n{:<28} {:<5} {:>13} {:>12} {:>8}  {}\n", "tensor", "kind", "shape", "bytes", "bits/w",
+                     "4-bit columns, outliers a row, group");
+  for (const Tensor& tensor : container.tensors()) {
+    out += fmt::format("{:<28} {:<5} {:>6} x {:>4} {:>12} {:>8.3f}", tensor.name, to_string(tensor.kind),
+                       tensor.n_rows, tensor.n_cols, tensor.size_bytes, bits_per_weight(tensor));
+    if (tensor.kind == TensorKind::kQ24)
+      out += fmt::format("  {}, {}, {}", tensor.q24.n_fine, tensor.q24.n_slots, tensor.q24.group);
+    out += '\n';
+  }
+  return out;
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& root, Action& action) {
+  struct Options {
+    std::string file;
+    bool json = false, tensors = true;
+  };
+  const auto options = std::make_shared<Options>();
+  CLI::App* const app =
+      root.add_subcommand("inspect", "What a file holds: metadata, tensors, bits per weight");
+  app->add_option("FILE", options->file, "A .pith file")->required()->type_name("");
+  app->add_flag("--json", options->json, "Print JSON");
+  app->add_flag("!--no-tensors", options->tensors, "Leave the list of tensors out");
+  app->callback([options, &action] {
+    action = [options] {
+      const Container container = Container::open(options->file);
+      write_output(options->json ? to_json(container) : to_lines(container, options->tensors));
+      return kOk;
+    };
+  });
+}
+
+}  // namespace pith::cli

@@ -1,0 +1,30 @@
+// Lines from a person at a terminal: editing and history by libedit, everything shown on standard error so that standard
+// output stays the model's. One at a time in a program (it owns the terminal's mode while reading).
+#pragma once
+#include <memory>
+#include <string>
+
+namespace pith::cli {
+
+class LineEditor {
+ public:
+  enum class Event { kLine, kInterrupt /* Ctrl-C */, kEnd /* Ctrl-D on an empty line */ };
+
+  // history_path: read now, written by remember() with mode 0600; "" = history in memory only.
+  explicit LineEditor(const std::string& history_path);
+  ~LineEditor();
+
+  // line is without its newline. `interrupted` tells whether SIGINT came since it was last called (the caller owns the
+  // signal handler, installed without SA_RESTART).
+  Event read(const std::string& prompt, std::string& line, bool (*interrupted)());
+  void remember(const std::string& line);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// $XDG_STATE_HOME/pith/history or ~/.local/state/pith/history; its folder is made. "" when that fails.
+std::string history_path();
+
+}  // namespace pith::cli
