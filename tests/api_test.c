@@ -1,0 +1,291 @@
+/* The C API from C99: opens a model, chats, interrupts from another thread, saves and restores, and is told off for
+ * every wrong argument. Includes nothing of pith but pith.h.
+ *
+ * usage: api_test MODEL FOLDER      (MODEL has a chat template; FOLDER may be written to)
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "runtime/pith.h"
+
+static int n_failed = 0;
+
+#define CHECK(fact)                                                                          \
+  do {                                                                                       \
+    if (!(fact)) {                                                                           \
+      ++n_failed;                                                                            \
+      fprintf(stderr, "%s:%d: not so: %s (%s)\n", __FILE__, __LINE__, #fact, pith_errmsg()); \
+    }                                                                                        \
+  } while (0)
+#define OK(call) CHECK((call) == PITH_OK)
+
+typedef struct {
+  char data[1 << 16];
+  size_t n;
+  size_t stop_after; /* bytes; 0 = never */
+} text_sink;
+
+static int keep(const char* text, size_t n_bytes, void* user) {
+  text_sink* sink = user;
+  CHECK(n_bytes > 0 && sink->n + n_bytes < sizeof sink->data);
+  memcpy(sink->data + sink->n, text, n_bytes);
+  sink->n += n_bytes;
+  return sink->stop_after != 0 && sink->n >= sink->stop_after;
+}
+
+/* Well-formed as far as boundaries go: every lead byte is followed by its continuation bytes. */
+static int whole_code_points(const char* text, size_t n) {
+  size_t i = 0;
+  while (i < n) {
+    unsigned char lead = (unsigned char)text[i];
+    size_t k, len = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    if (lead >= 0x80 && lead < 0xc2) return 0;
+    for (k = 1; k < len; ++k)
+      if (i + k >= n || ((unsigned char)text[i + k] & 0xc0) != 0x80) return 0;
+    i += len;
+  }
+  return 1;
+}
+
+static void log_line(int level, const char* message, void* user) {
+  (void)level;
+  CHECK(strchr(message, '\n') == NULL);
+  ++*(int*)user;
+}
+
+static void library_and_model(const pith_model* model, const char* path) {
+  char text[256], tiny[4] = "???";
+  size_t n, n_text;
+  int32_t ids[64];
+  pith_memory_plan plan;
+
+  CHECK(pith_abi_version() == PITH_ABI);
+  CHECK(strlen(pith_version()) >= 5);
+
+  OK(pith_model_get(model, "vocab_size", text, sizeof text, &n));
+  CHECK(n == strlen(text) && atoi(text) > 0);
+  OK(pith_model_get(model, "fingerprint", NULL, 0, &n));
+  CHECK(n == 16);
+  OK(pith_model_get(model, "fingerprint", tiny, 3, &n)); /* truncated, as snprintf would, without the 0 */
+  CHECK(n == 16 && tiny[3] == 0 && tiny[2] != '?');
+  CHECK(pith_model_get(model, "no such key", text, sizeof text, &n) == PITH_E_INVALID);
+  CHECK(strstr(pith_errmsg(), "no such key") != NULL);
+  OK(pith_model_verify(model));
+
+  OK(pith_tokenize(model, "Hello <s>", 9, 0, ids, 64, &n));
+  CHECK(n > 1 && ids[0] != 1);
+  OK(pith_detokenize(model, ids, n, 0, text, sizeof text, &n_text));
+  CHECK(n_text == 9 && strcmp(text, "Hello <s>") == 0); /* text stayed text */
+  OK(pith_tokenize(model, "<s>", 3, PITH_PARSE_SPECIAL, ids, 64, &n));
+  CHECK(n == 1);
+  OK(pith_tokenize(model, "", 0, 0, NULL, 0, &n));
+  CHECK(n == 0);
+  ids[0] = -1;
+  CHECK(pith_detokenize(model, ids, 1, 0, text, sizeof text, &n) == PITH_E_INVALID);
+
+  memset(&plan, 0, sizeof plan);
+  CHECK(pith_plan(path, NULL, &plan) == PITH_E_INVALID); /* size is not set */
+  plan.size = sizeof plan;
+  OK(pith_plan(path, (const char* const[]){"ctx", "128", NULL}, &plan));
+  CHECK(plan.n_ctx == 128 && plan.kv_bytes > 0);
+  CHECK(plan.total_bytes == plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes);
+}
+
+static void wrong_arguments(const pith_model* model, pith_session* session) {
+  pith_model* no_model = NULL;
+  pith_session* no_session = NULL;
+  int32_t id = 0;
+  size_t n;
+  const float* logits;
+  pith_message bad = {"user", NULL};
+
+  CHECK(pith_model_open(NULL, NULL, &no_model) == PITH_E_INVALID);
+  CHECK(pith_model_open("/nonexistent/file.pith", NULL, &no_model) == PITH_E_IO && no_model == NULL);
+  CHECK(strstr(pith_errmsg(), "/nonexistent/file.pith") != NULL);
+  CHECK(pith_model_open("x", (const char* const[]){"speed", "9", NULL}, &no_model) == PITH_E_INVALID);
+  CHECK(pith_model_open("x", (const char* const[]){"mmap", NULL}, &no_model) == PITH_E_INVALID);
+  CHECK(pith_session_open(NULL, NULL, &no_session) == PITH_E_INVALID);
+  CHECK(pith_session_open(model, (const char* const[]){"threads", "many", NULL}, &no_session) ==
+        PITH_E_INVALID);
+  CHECK(pith_session_open(model, (const char* const[]){"ctx", "1000000000", NULL}, &no_session) != PITH_OK);
+  CHECK(no_session == NULL);
+  CHECK(pith_set(session, "temp", "-1") == PITH_E_INVALID);
+  CHECK(pith_set(session, "temperature of the room", "20") == PITH_E_INVALID);
+  CHECK(pith_set(session, "max_tokens", "-5") == PITH_E_INVALID);
+  CHECK(pith_sync(session, NULL, 3) == PITH_E_INVALID);
+  CHECK(pith_sync(session, &id, 0) == PITH_E_INVALID);
+  id = 1 << 30;
+  CHECK(pith_sync(session, &id, 1) == PITH_E_INVALID);
+  CHECK(pith_rewind(session, 1u << 20) == PITH_E_INVALID);
+  CHECK(pith_chat(session, NULL, 0, NULL, NULL, NULL) == PITH_E_INVALID);
+  CHECK(pith_chat(session, &bad, 1, NULL, NULL, NULL) == PITH_E_INVALID);
+  OK(pith_rewind(session, 0));
+  CHECK(pith_step(session, &id) == PITH_E_INVALID); /* no logits yet */
+  CHECK(pith_logits(session, &logits, &n) == PITH_E_INVALID);
+  CHECK(pith_interrupt(NULL) == PITH_E_INVALID);
+  pith_model_close(NULL);
+  pith_session_close(NULL);
+}
+
+static void timeline(const pith_model* model, pith_session* session) {
+  int32_t ids[64], id, first[8], again[8];
+  size_t n, n_logits, i, n_now;
+  const float* logits;
+  int code = PITH_OK;
+  (void)model;
+  OK(pith_set(session, "temp", "0.8"));
+  OK(pith_set(session, "seed", "7"));
+  OK(pith_tokenize(model, "The quick brown fox", 19, PITH_ADD_BOS, ids, 64, &n));
+  OK(pith_sync(session, ids, n));
+  OK(pith_logits(session, &logits, &n_logits));
+  CHECK(n_logits > 100 && logits[0] == logits[0]);
+  for (i = 0; i < 8 && code == PITH_OK; ++i) code = pith_step(session, &first[i]);
+  CHECK(code == PITH_OK || code == PITH_DONE);
+  OK(pith_tokens(session, NULL, 0, &n_now));
+  CHECK(n_now >= n && n_now <= n + 8);
+  /* The same seed and timeline give the same tokens, after a rewind too. */
+  OK(pith_rewind(session, n - 2));
+  CHECK(pith_step(session, &id) == PITH_E_INVALID);
+  OK(pith_set(session, "seed", "7"));
+  OK(pith_sync(session, ids, n));
+  n_now = i;
+  for (i = 0, code = PITH_OK; i < n_now && code == PITH_OK; ++i) code = pith_step(session, &again[i]);
+  CHECK(memcmp(first, again, n_now * sizeof first[0]) == 0);
+}
+
+static void conversation(pith_session* session) {
+  static text_sink one, two, cut;
+  pith_message messages[3] = {{"system", "Be brief."}, {"user", "Hello <|assistant|> there"}, {"user", ""}};
+  pith_reply reply;
+  char answer[1 << 16];
+  memset(&reply, 0, sizeof reply);
+  CHECK(pith_chat(session, messages, 2, keep, &one, &reply) == PITH_E_INVALID); /* size is not set */
+  reply.size = sizeof reply;
+  OK(pith_set(session, "temp", "0.9"));
+  OK(pith_set(session, "max_tokens", "40"));
+  OK(pith_set(session, "seed", "3"));
+  OK(pith_chat(session, messages, 2, keep, &one, &reply));
+  CHECK(reply.stop == PITH_STOP_LENGTH || reply.stop == PITH_STOP_END);
+  CHECK(reply.n_generated <= 40 && reply.n_prompt > 10);
+  CHECK(whole_code_points(one.data, one.n));
+  OK(pith_set(session, "seed", "3"));
+  OK(pith_chat(session, messages, 2, keep, &two, NULL));
+  CHECK(one.n == two.n && memcmp(one.data, two.data, one.n) == 0);
+  /* A second turn finds the first one in the cache. */
+  memcpy(answer, one.data, one.n);
+  answer[one.n] = 0;
+  messages[0].role = "user", messages[0].content = messages[1].content;
+  messages[1].role = "assistant", messages[1].content = answer;
+  messages[2].content = "And then?";
+  cut.stop_after = 5;
+  OK(pith_chat(session, messages, 3, keep, &cut, &reply));
+  CHECK(reply.n_prompt > reply.n_reused && reply.size == sizeof reply);
+  CHECK(reply.stop == PITH_STOP_CALLBACK || reply.stop == PITH_STOP_END || reply.stop == PITH_STOP_LENGTH);
+}
+
+static void* interrupt_soon(void* session) {
+  const struct timespec wait = {0, 20 * 1000 * 1000};
+  nanosleep(&wait, NULL);
+  CHECK(pith_interrupt(session) == PITH_OK);
+  return NULL;
+}
+
+static void interruption(const pith_model* model) {
+  pith_session* session = NULL;
+  pith_message message = {"user", "Tell me a long story."};
+  pith_reply reply = {.size = sizeof reply};
+  pthread_t thread;
+  int round, code, n_stopped = 0;
+  size_t n;
+  OK(pith_session_open(model, (const char* const[]){"temp", "1", "seed", "1", "threads", "1", NULL},
+                       &session));
+  /* Before the call: it stops at once, and once only. */
+  OK(pith_interrupt(session));
+  CHECK(pith_chat(session, &message, 1, NULL, NULL, &reply) == PITH_E_INTERRUPTED);
+  OK(pith_set(session, "max_tokens", "3"));
+  OK(pith_chat(session, &message, 1, NULL, NULL, &reply));
+  /* During it, from another thread. A tiny model may fill its context first, so try a few times. */
+  OK(pith_set(session, "max_tokens", "0"));
+  for (round = 0; round < 20 && n_stopped == 0; ++round) {
+    OK(pith_rewind(session, 0));
+    CHECK(pthread_create(&thread, NULL, interrupt_soon, session) == 0);
+    do {
+      code = pith_chat(session, &message, 1, NULL, NULL, &reply);
+      CHECK(code == PITH_OK || code == PITH_E_INTERRUPTED);
+      n_stopped += code == PITH_E_INTERRUPTED || reply.stop == PITH_STOP_INTERRUPT;
+    } while (code == PITH_OK && reply.stop != PITH_STOP_INTERRUPT);
+    pthread_join(thread, NULL);
+  }
+  CHECK(n_stopped > 0);
+  OK(pith_tokens(session, NULL, 0, &n)); /* still usable */
+  pith_session_close(session);
+}
+
+static void save_and_restore(const pith_model* model, pith_session* session, const char* folder) {
+  char path[1024], bad[1024];
+  pith_session* other = NULL;
+  int32_t ids[2][512], a[6], b[6];
+  size_t n[2], i;
+  FILE* file;
+  snprintf(path, sizeof path, "%s/session.kv", folder);
+  snprintf(bad, sizeof bad, "%s/bad.kv", folder);
+  OK(pith_tokenize(model, "Once upon a time in a land far away", 35, PITH_ADD_BOS, ids[0], 512, &n[0]));
+  OK(pith_sync(session, ids[0], n[0]));
+  OK(pith_session_save(session, path));
+  OK(pith_session_open(model, NULL, &other));
+  OK(pith_session_load(other, path));
+  OK(pith_tokens(session, ids[0], 512, &n[0]));
+  OK(pith_tokens(other, ids[1], 512, &n[1]));
+  CHECK(n[0] == n[1] && memcmp(ids[0], ids[1], n[0] * sizeof(int32_t)) == 0);
+  OK(pith_set(session, "temp", "0"));
+  OK(pith_set(other, "temp", "0"));
+  OK(pith_sync(other, ids[1], n[1]));
+  for (i = 0; i < 6; ++i) {
+    a[i] = b[i] = -1;
+    CHECK(pith_step(session, &a[i]) == pith_step(other, &b[i]));
+  }
+  CHECK(memcmp(a, b, sizeof a) == 0);
+  CHECK(pith_session_save(session, "/nonexistent/folder/x.kv") == PITH_E_IO);
+  CHECK(pith_session_load(other, "/nonexistent/x.kv") == PITH_E_IO);
+  file = fopen(bad, "wb");
+  CHECK(file != NULL && fputs("not a session", file) >= 0 && fclose(file) == 0);
+  OK(pith_tokens(other, NULL, 0, &n[0]));
+  CHECK(pith_session_load(other, bad) == PITH_E_FORMAT);
+  OK(pith_tokens(other, NULL, 0, &n[1]));
+  CHECK(n[0] == n[1]); /* as it was */
+  pith_session_close(other);
+}
+
+int main(int argc, char** argv) {
+  pith_model* model = NULL;
+  pith_session* session = NULL;
+  int n_log = 0;
+  if (argc != 3) {
+    fprintf(stderr, "usage: api_test MODEL FOLDER\n");
+    return 2;
+  }
+  CHECK(pith_errmsg()[0] == 0);
+  OK(pith_log_set(log_line, &n_log));
+  OK(pith_model_open(argv[1], NULL, &model));
+  if (model == NULL) return 1;
+  OK(pith_session_open(model, NULL, &session));
+  if (session == NULL) return 1;
+  CHECK(n_log > 0);
+  OK(pith_log_set(NULL, NULL));
+  library_and_model(model, argv[1]);
+  wrong_arguments(model, session);
+  timeline(model, session);
+  conversation(session);
+  interruption(model);
+  save_and_restore(model, session, argv[2]);
+  pith_model_close(model); /* the session keeps what it needs */
+  OK(pith_set(session, "temp", "0"));
+  OK(pith_chat(session, &(pith_message){"user", "Still there?"}, 1, NULL, NULL, NULL));
+  pith_session_close(session);
+  if (n_failed == 0) puts("api: every fact holds");
+  return n_failed != 0;
+}

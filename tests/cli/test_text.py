@@ -1,0 +1,256 @@
+"""run and chat: what comes out, what is refused, and a conversation at a terminal."""
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+import unittest
+
+from harness import PITH, SHARED, CliTest, pith
+
+
+class Run(CliTest):
+    def test_the_prompt_comes_from_the_option_a_file_or_standard_input(self):
+        path = self.folder / "prompt.txt"
+        path.write_text("Hello there\n")
+        words = ["run", self.models.full, "-n", "8", "--temp", "0"]
+        expected = self.ok(pith(*words, "-p", "Hello there")).out
+        self.assertEqual(self.ok(pith(*words, "-f", path)).out, expected)
+        self.assertEqual(self.ok(pith(*words, stdin=b"Hello there\n")).out, expected)
+        self.assertEqual(self.ok(pith(*words, "-f", "-", stdin=b"Hello there")).out, expected)
+        self.fails(pith(*words, "-p", "x", "-f", path), 2)
+
+    def test_standard_output_is_whole_utf8_and_nothing_else(self):
+        result = self.ok(pith("run", self.models.full, "-p", "Once", "-n", "200", "--temp", "2", "--seed", "11"))
+        result.out.decode("utf-8")
+        self.assertEqual(result.err, b"")
+
+    def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(self):
+        words = ["run", self.models.small, "-p", "Once upon", "-n", "40", "--temp", "1.2"]
+        texts = {self.ok(pith(*words, "--seed", "5", "--threads", n)).out for n in ("1", "2", "3")}
+        self.assertEqual(len(texts), 1)
+        self.assertNotIn(self.ok(pith(*words, "--seed", "6")).out, texts)
+
+    def test_an_empty_prompt_is_refused(self):
+        self.fails(pith("run", self.models.full, "-p", ""), 2, "empty")
+        self.fails(pith("run", self.models.full), 2, "empty")
+        self.fails(pith("run", self.models.full, "-f", "/dev/null"), 2, "empty")
+        self.fails(pith("run", self.models.full, "-f", "/nonexistent"), 1, "/nonexistent")
+
+    def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(self):
+        self.fails(pith("run", self.models.full, "-p", "word " * 40, "--ctx", "64"), 1, "201", "64")
+
+    def test_a_context_longer_than_the_models_is_refused_with_both_numbers(self):
+        self.fails(pith("run", self.models.full, "-p", "x", "--ctx", "100000"), 2, "100000", "512")
+
+    def test_a_full_context_ends_the_text_and_says_so(self):
+        result = self.ok(pith("run", self.models.full, "-p", "word", "--ctx", "16", "--temp", "1.5", "--seed", "1"))
+        self.assertRegex(result.message, r"^(pith run: .*16.*\n)?$")
+
+    def test_text_of_a_prompt_does_not_become_a_control_token(self):
+        words = ["tokenize", self.models.full, "-p", "</s>"]
+        self.assertGreater(len(self.ok(pith(*words)).text.split()), 1)
+
+    def test_chat_template_of_one_message(self):
+        self.ok(pith("run", self.models.full, "--chat", "--system", "Be kind.", "-p", "Hi", "-n", "4"))
+        self.fails(pith("run", self.models.plain, "--chat", "-p", "Hi"), 1, "no chat template")
+
+
+class ScriptedChat(CliTest):
+    def chat(self, script, *words, model=None):
+        return pith("chat", model or self.models.full, "-n", "8", "--temp", "0", *words, stdin=script.encode())
+
+    def test_one_question_is_answered(self):
+        result = self.ok(self.chat("", "--once", "Hello?"))
+        self.assertTrue(result.out.endswith(b"\n"))
+        self.fails(self.chat("", "--once", " "), 2, "empty")
+
+    def test_lines_of_a_pipe_are_turns(self):
+        self.assertEqual(self.ok(self.chat("")).out, b"")
+        one = self.ok(self.chat("Hello?\n")).out
+        two = self.ok(self.chat("Hello?\n\nAnd then?\n")).out
+        self.assertTrue(two.startswith(one) and len(two) > len(one))
+
+    def test_lines_are_joined_by_a_backslash_or_quotes(self):
+        self.assertEqual(self.ok(self.chat("a\\\nb\n")).out, self.ok(self.chat('"""a\nb"""\n')).out)
+        self.assertNotEqual(self.ok(self.chat("a\\\nb\n")).out, self.ok(self.chat("a\nb\n")).out)
+
+    def test_undo_and_retry_and_forget_go_back(self):
+        once = self.ok(self.chat("Hello?\n")).out
+        self.assertEqual(self.ok(self.chat("Hello?\n/retry\n")).out, once + once)
+        self.assertEqual(self.ok(self.chat("Something else\n/undo\nHello?\n")).out.split(b"\n", 1)[1][-len(once):], once)
+        self.assertTrue(self.ok(self.chat("Something else\n/forget\nHello?\n")).out.endswith(once))
+
+    def test_commands_that_make_no_sense_end_a_script(self):
+        self.fails(self.chat("/undu\n"), 2, "/undu", "/undo")
+        self.fails(self.chat("/undo\n"), 2)
+        self.fails(self.chat("/set temp boiling\n"), 2, "temp")
+        self.fails(self.chat("/forget some\n"), 2, "some")
+        self.fails(self.chat("/load /nonexistent\n"), 1, "/nonexistent")
+
+    def test_stats_and_settings_go_to_standard_error(self):
+        result = self.ok(self.chat("/set seed 9\n/stats\n/set\n/help\n"))
+        self.assertEqual(result.out, b"")
+        for word in ("seed 9", "context", "top_p", "/retry"):
+            self.assertIn(word, result.message)
+
+    def test_a_saved_conversation_goes_on(self):
+        path = self.folder / "talk.json"
+        whole = self.ok(self.chat("Hello?\nAnd then?\n")).out
+        first = self.ok(self.chat(f"Hello?\n/save {path}\n")).out
+        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+        rest = self.ok(self.chat(f"/load {path}\nAnd then?\n")).out
+        self.assertEqual(first + rest, whole)
+        self.assertEqual(json.loads(path.read_text())["turns"][0]["user"], "Hello?")
+        self.assertIn("another model", self.ok(self.chat(f"/load {path}\n", model=self.models.small)).message)
+
+    def test_saving_never_replaces_another_file(self):
+        path = self.folder / "precious.pith"
+        path.write_bytes(b"precious")
+        self.assertEqual(self.chat(f"Hello?\n/save {path}\n").code, 1)
+        self.assertEqual(path.read_bytes(), b"precious")
+        self.assertEqual(self.chat("Hello?\n/save /nonexistent/x\n").code, 1)
+
+    def test_a_damaged_conversation_is_refused(self):
+        for content in (b"", b"{", b"[]", b'{"pith_chat": 1}', b'{"pith_chat": 1, "turns": [{"user": 3}]}',
+                        b'{"pith_chat": 2, "turns": []}', b"[" * 100000):
+            path = self.folder / "x.json"
+            path.write_bytes(content)
+            self.fails(self.chat(f"/load {path}\n"), 1, path)
+
+    def test_nothing_is_dropped_when_the_context_is_full(self):
+        result = self.chat("word " * 8 + "\n" + "word " * 8 + "\n", "--ctx", "64")
+        self.assertEqual(result.code, 1)
+        self.assertRegex(result.message.splitlines()[-1], r"\d+ tokens.* 64.*/forget")
+        self.assertIn("/forget", self.ok(self.chat("word " * 10 + "\n", "--ctx", "64")).message)
+
+    def test_a_model_without_template_says_so_and_continues_text(self):
+        result = self.ok(self.chat("Once upon\n", model=self.models.plain))
+        self.assertIn("no chat template", result.message)
+        run = self.ok(pith("run", self.models.plain, "-p", "Once upon", "-n", "8", "--temp", "0"))
+        self.assertEqual(result.out, run.out + b"\n")
+        self.assertEqual(self.chat("", "--system", "x", "--once", "x", model=self.models.plain).code, 2)
+
+
+class Terminal(CliTest):
+    """The program at a pseudo terminal, as a person sees it."""
+
+    def start(self, *words):
+        env = {**os.environ, "TERM": "vt100", "XDG_STATE_HOME": str(self.folder), "LC_ALL": "C.UTF-8"}
+        pid, self.fd = pty.fork()
+        if pid == 0:
+            os.execve(PITH, [PITH, "chat", *map(str, words)], env)
+        self.pid, self.seen = pid, ""
+        self.addCleanup(self.stop)
+
+    def stop(self):
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+    def expect(self, pattern, seconds=20):
+        """Reads until the pattern appears; takes and returns what came before it."""
+        end = time.time() + seconds
+        while not (found := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([self.fd], [], [], max(0, end - time.time()))
+            self.assertTrue(ready, f"{pattern!r} did not appear in {self.seen[-500:]!r}")
+            try:
+                self.seen += os.read(self.fd, 4096).decode("utf-8", "replace")
+            except OSError:
+                self.fail(f"ended without {pattern!r}: {self.seen[-500:]!r}")
+        before, self.seen = self.seen[:found.start()], self.seen[found.end():]
+        return before
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def exit_code(self):
+        while True:  # a terminal with unread output would keep the program from ending
+            try:
+                if not os.read(self.fd, 4096):
+                    break
+            except OSError:
+                break
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = None
+        return os.waitstatus_to_exitcode(status)
+
+    def test_a_conversation_is_typed_edited_and_left(self):
+        self.start(self.models.full, "-n", "4", "--temp", "0")
+        self.expect(r"/help.*\n")
+        self.expect(r"> ")
+        self.type("Helxx\x7f\x7flo, wörld 🙂\n")
+        self.expect(r"\n")
+        self.expect(r"> ")
+        self.type("/stats\n")
+        self.expect(r"1 turns")
+        self.type("/sytem\n")
+        self.expect(r"did you mean /system")
+        self.expect(r"> ")
+        self.type("\x04")
+        self.assertEqual(self.exit_code(), 0)
+        history = self.folder / "pith" / "history"
+        self.assertEqual(history.stat().st_mode & 0o777, 0o600)
+        self.assertIn("/stats", history.read_text(errors="replace"))
+
+    def test_interrupting_stops_the_reply_and_not_the_program(self):
+        self.start(self.models.full, "--temp", "1", "--ctx", "512")
+        self.expect(r"> ")
+        stopped = False
+        for attempt in range(20):  # a tiny model may end its reply first
+            self.type("/forget all\n")
+            self.expect(r"left\]\r\n")
+            self.expect(r"> ")
+            self.type(f"Go on {attempt}\n")
+            self.expect(rf"Go on {attempt}\r?\n")
+            self.type("\x03")
+            self.type("/set max_tokens 300\n")
+            stopped = "[stopped" in self.expect(r"max_tokens = 300")
+            self.expect(r"> ")
+            if stopped:
+                break
+        self.assertTrue(stopped)
+        self.type("/stats\n")
+        self.expect(r"context")
+        self.expect(r"> ")
+        self.type("\x03")
+        self.expect(r"again")
+        self.expect(r"> ")
+        self.type("\x03")
+        self.assertEqual(self.exit_code(), 0)
+
+
+class ReferenceModel(CliTest):
+    """A real trained model, against figures from an independent float64 implementation."""
+
+    def converted(self, bits):
+        source = self.skip_unless(SHARED / "models" / "stories260k")
+        path = self.folder / f"{bits}.pith"
+        self.ok(pith("convert", source, "-o", path, "--bits", bits))
+        return path
+
+    def test_perplexity_and_greedy_text_are_the_references(self):
+        text = self.skip_unless(SHARED / "text" / "tinystories" / "TinyStories-1000.txt")
+        model = self.converted("16")
+        for kernels in ("scalar", "auto"):
+            out = json.loads(self.ok(pith("eval", model, "--text", text, "--ctx", "256", "--max-tokens", "20000",
+                                          "--kernels", kernels, "--json")).text)
+            self.assertEqual(out["tokens"], 19890)
+            self.assertAlmostEqual(out["nll"], 1.5435, delta=0.001 * 1.5435)
+            self.assertAlmostEqual(out["ppl"], 4.681, delta=0.001 * 4.681)
+        story = self.ok(pith("run", model, "-p", "Once upon a time", "-n", "40", "--temp", "0")).text
+        self.assertTrue(story.startswith(", there was a little girl named Lily. She loved to play outside in the park. "
+                                         "One day, she saw a big, red ball."), story)
+
+    def test_it_runs_at_few_bits(self):
+        model = self.converted("2.85")
+        self.ok(pith("run", model, "-p", "Once upon a time", "-n", "20", "--temp", "0"))
+        self.ok(pith("verify", model))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,145 @@
+"""Options, help, exit codes, and what goes to which stream."""
+import json
+import os
+import subprocess
+import unittest
+
+from harness import PITH, CliTest, pith
+
+COMMANDS = ["chat", "run", "convert", "eval", "inspect", "verify", "plan", "tokenize", "bench", "synth", "doctor"]
+
+
+class Usage(CliTest):
+    def test_every_command_explains_itself_on_standard_output(self):
+        for command in COMMANDS:
+            for words in ([command, "--help"], ["help", command]):
+                result = self.ok(pith(*words))
+                self.assertIn(f"pith {command}", result.text, words)
+                self.assertEqual(result.err, b"")
+
+    def test_version_and_help_exit_with_0(self):
+        self.assertRegex(self.ok(pith("--version")).text, r"^pith \d+\.\d+\.\d+\n$")
+        for command in COMMANDS:
+            self.assertIn(command, self.ok(pith("--help")).text)
+
+    def test_no_command_is_a_usage_error(self):
+        result = pith()
+        self.assertEqual((result.code, result.out), (2, b""))
+        self.assertIn("chat", result.message)
+
+    def test_a_misspelt_command_or_option_is_named_with_the_nearest_one(self):
+        self.fails(pith("chta", "x"), 2, "'chta'", "'chat'")
+        self.fails(pith("frobnicate"), 2, "'frobnicate' is not a command")
+        self.fails(pith("run", self.models.full, "--tmep", "0.5", "-p", "x"), 2, "'--tmep'", "'--temp'")
+        self.fails(pith("run", "--tmep=0.5", self.models.full), 2, "'--tmep'", "'--temp'")
+        self.fails(pith("help", "chta"), 2, "'chat'")
+
+    def test_a_missing_argument_is_a_usage_error(self):
+        for words in (["run"], ["chat"], ["eval", self.models.full], ["convert", "x"], ["inspect"], ["verify"]):
+            self.fails(pith(*words), 2)
+
+    def test_a_bad_value_is_a_usage_error_that_names_it(self):
+        model = self.models.full
+        self.fails(pith("run", model, "-p", "x", "--temp", "hot"), 2, "temp", "hot")
+        self.fails(pith("run", model, "-p", "x", "--temp", "-1"), 2, "temp")
+        self.fails(pith("run", model, "-p", "x", "-n", "-3"), 2, "-3")
+        self.fails(pith("run", model, "-p", "x", "--threads", "0x2"), 2, "threads")
+        self.fails(pith("run", model, "-p", "x", "--kernels", "mmx"), 2, "mmx")
+        self.fails(pith("run", model, "-p", "x", "--device", "toaster"), 2, "toaster")
+        self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--bits", "1"), 2, "--bits 1")
+        self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--preset", "x"), 2, "preset")
+        self.fails(pith("eval", model, "--text", __file__, "--max-tokens", "few"), 2, "few")
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_the_last_of_repeated_options_counts(self):
+        self.ok(pith("run", self.models.full, "-p", "x", "-n", "900", "-n", "2", "--temp", "hot", "--temp", "0"))
+
+    def test_a_closed_pipe_ends_the_program_quietly(self):
+        process = subprocess.Popen([PITH, "run", self.models.full, "-p", "x", "--temp", "1"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
+        process.stdout.close()
+        self.assertEqual(process.stderr.read(), b"")
+        process.stderr.close()
+        self.assertEqual(process.wait(), 1)
+
+    def test_a_full_disk_under_standard_output_is_an_error(self):
+        for words in (["run", self.models.full, "-p", "x", "-n", "4"], ["inspect", self.models.full], ["--help"]):
+            with open("/dev/full", "wb") as full:
+                self.fails(pith(*words, stdout=full), 1, "standard output", "No space left")
+
+
+class Results(CliTest):
+    def test_tokenize_goes_there_and_back(self):
+        text = "Hello, wörld 🙂\n <s> "
+        ids = self.ok(pith("tokenize", self.models.full, "--ids", "-p", text)).text
+        self.assertNotIn("1", ids.split()[:1])
+        self.assertEqual(self.ok(pith("tokenize", self.models.full, "--text", stdin=ids.encode())).text, text)
+        special = self.ok(pith("tokenize", self.models.full, "--special", "--bos", "-p", "</s>")).text
+        self.assertEqual(special, "1 2\n")
+
+    def test_tokenize_refuses_what_is_no_id(self):
+        self.fails(pith("tokenize", self.models.full, "--text", "-p", "12 x7"), 2, "'x7'")
+        self.fails(pith("tokenize", self.models.full, "--text", "-p", "999999"), 2, "999999")
+
+    def test_inspect_and_plan_and_bench_print_json(self):
+        out = json.loads(self.ok(pith("inspect", self.models.small, "--json")).text)
+        self.assertLess(out["linear_bpw"], 16)
+        self.assertEqual(out["file_bytes"], os.path.getsize(self.models.small))
+        self.assertTrue(all(t["bytes"] > 0 for t in out["tensors"]))
+        plan = json.loads(self.ok(pith("plan", self.models.small, "--json", "--ctx", "100")).text)
+        self.assertEqual(plan["total_bytes"], plan["weights_bytes"] + plan["kv_bytes"] + plan["scratch_bytes"])
+        self.assertEqual(plan["ctx"], 100)
+        bench = json.loads(self.ok(pith("bench", self.models.small, "--json", "-p", "16", "-n", "4")).text)
+        for key in ("prompt_tps", "generation_tps", "gb_per_s", "bandwidth_gb_per_s", "bandwidth_share"):
+            self.assertGreater(bench[key], 0)
+
+    def test_verify_accepts_what_convert_wrote(self):
+        for model in (self.models.full, self.models.small, self.models.plain):
+            self.assertTrue(self.ok(pith("verify", model)).text.endswith(": ok\n"))
+
+    def test_doctor_says_what_would_be_chosen(self):
+        out = self.ok(pith("doctor")).text
+        self.assertIn("kernels", out)
+        self.assertIn("threads", out)
+
+    def test_synth_writes_a_file_that_runs(self):
+        path = self.folder / "s.pith"
+        self.ok(pith("synth", "--shape", "demo", "--bits", "2.85", "-o", path))
+        self.ok(pith("verify", path))
+        self.ok(pith("bench", path, "-p", "8", "-n", "2"))
+        self.fails(pith("synth", "--shape", "colossus", "--bits", "2.85", "-o", path), 2, "colossus")
+
+
+class Evaluation(CliTest):
+    def text(self, n=3000):
+        path = self.folder / "text.txt"
+        path.write_bytes(b"The quick brown fox jumps over the lazy dog. " * (n // 45))
+        return path
+
+    def test_eval_counts_the_tokens_of_whole_windows(self):
+        out = json.loads(self.ok(pith("eval", self.models.full, "--text", self.text(), "--ctx", "65", "--max-tokens",
+                                      "1000", "--json")).text)
+        self.assertEqual(sorted(out), ["nll", "ppl", "tokens"])
+        self.assertEqual(out["tokens"], 1000 // 64 * 64)
+        self.assertGreater(out["ppl"], 1)
+
+    def test_a_model_does_not_diverge_from_itself(self):
+        out = json.loads(self.ok(pith("eval", self.models.full, "--against", self.models.full, "--text", self.text(),
+                                      "--ctx", "64", "--json")).text)
+        self.assertEqual((out["kl_max"], out["top1_agreement"], out["ppl_ratio"]), (0, 1, 1))
+
+    def test_fewer_bits_diverge(self):
+        out = json.loads(self.ok(pith("eval", self.models.small, "--against", self.models.full, "--text", self.text(),
+                                      "--ctx", "64", "--json")).text)
+        self.assertGreater(out["kl_mean"], 0)
+        self.assertGreaterEqual(out["kl_p99"], out["kl_median"])
+        self.assertGreater(out["ppl_ratio_se"], 0)
+
+    def test_eval_refuses_a_text_shorter_than_a_window(self):
+        self.fails(pith("eval", self.models.full, "--text", self.text(90), "--ctx", "256"), 2, "255")
+        self.fails(pith("eval", self.models.full, "--text", "/dev/null"), 2)
+        self.fails(pith("eval", self.models.full, "--text", self.folder), 1, self.folder)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
