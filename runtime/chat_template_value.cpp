@@ -87,8 +87,9 @@ class Writer {
  private:
   void plain(const std::string& text) { out_.append(text, false); }
   void new_line(int depth) {
-    if (json_ != nullptr && json_->indent >= 0)
-      plain("\n" + std::string(static_cast<size_t>(json_->indent) * static_cast<size_t>(depth), ' '));
+    if (json_ == nullptr || json_->indent < 0) return;
+    plain("\n");
+    plain(std::string(static_cast<size_t>(json_->indent) * static_cast<size_t>(depth), ' '));
   }
   std::string separator() const {
     if (json_ == nullptr) return ", ";
