@@ -39,24 +39,23 @@ struct PanelBlock {
   U32x4 base[2], fine[2];  // lines 2t, 2t + 1
   U32x2 scales;
 
-  PITH_DEVICE void load(const Q24Weights& w, const UnitMap& map, uint32_t panel, uint32_t block, uint32_t g,
-                        uint32_t t) {
-    const uint32_t first_fine_line = map.n_lines - map.n_fine_lines;
+  PITH_DEVICE void load(const Q24Weights& w, uint32_t panel, uint32_t block, uint32_t g, uint32_t t) {
+    const uint32_t n_lines = w.padded_cols / q24::kLineCols, n_fine_lines = w.n_fine / q24::kLineCols;
+    const uint32_t first_fine_line = n_lines - n_fine_lines;
     scales = {0, 0};
     PITH_UNROLL
     for (uint32_t j = 0; j < 2; ++j) {
       const uint32_t line = block * kUnitLines + 2 * t + j;
       base[j] = fine[j] = {0, 0, 0, 0};
-      if (line >= map.n_lines) continue;
-      base[j] = load_stream16(w.base + (uint64_t{panel} * map.n_lines + line) * q24::kLineBytes + g * 16);
+      if (line >= n_lines) continue;
+      base[j] = load_stream16(w.base + (uint64_t{panel} * n_lines + line) * q24::kLineBytes + g * 16);
       if (line >= first_fine_line)
         fine[j] = load_stream16(
-            w.fine + (uint64_t{panel} * map.n_fine_lines + (line - first_fine_line)) * q24::kLineBytes +
-            g * 16);
+            w.fine + (uint64_t{panel} * n_fine_lines + (line - first_fine_line)) * q24::kLineBytes + g * 16);
     }
-    if (block * kUnitLines + 2 * t < map.n_lines)
+    if (block * kUnitLines + 2 * t < n_lines)
       scales = step_scales<kGroup>(
-          w.scales + uint64_t{panel} * w.scales_stride + block * (kUnitCols / (2 * kGroup) * 64), g, t,
+          w.scales + uint64_t{panel} * w.scales_stride + block * UnitBytes<kGroup>::kScaleBytes, g, t,
           [](const uint8_t* p) { return load_stream8(p); });
   }
 };
@@ -192,11 +191,10 @@ PITH_DEVICE void store_tokens(const GemmQ24& args, uint32_t panel, uint32_t firs
 template <uint32_t kGroup>
 PITH_DEVICE void gemm_q24_body(const GemmQ24& args, uint8_t* shared) {
   const Q24Weights& w = args.w;
-  const UnitMap map(w);
   const uint32_t lane = thread_index() % kWarp, warp = thread_index() / kWarp, g = lane / 4, t = lane % 4;
   const uint32_t panel = block_index() * kGemmPanels + warp % kGemmPanels;
   const uint32_t first_token = block_index_y() * kTokenTile, warp_token = warp / kGemmPanels * kWarpTokens;
-  const uint32_t n = map.n_base_units;
+  const uint32_t n = (w.padded_cols + kUnitCols - 1) / kUnitCols;
   // A warp without a panel still moves activations and meets the barriers.
   const bool works = panel < w.n_panels && first_token + warp_token < args.tokens.n_tokens;
 
@@ -204,7 +202,7 @@ PITH_DEVICE void gemm_q24_body(const GemmQ24& args, uint8_t* shared) {
   PanelBlock<kGroup> block;
   float d[4] = {0, 0, 0, 0}, dmin[4] = {0, 0, 0, 0};
   if (works) {
-    block.load(w, map, panel, 0, g, t);
+    block.load(w, panel, 0, g, t);
     const U32x4 rows = load_stream16(w.row_scale + uint64_t{panel} * kWarp + g * 4);
     const uint32_t words[4] = {rows.x, rows.y, rows.z, rows.w};
     PITH_UNROLL
@@ -226,7 +224,7 @@ PITH_DEVICE void gemm_q24_body(const GemmQ24& args, uint8_t* shared) {
     if (b + 1 < n) fetch_tokens(args.tokens, b + 1, first_token, shared + (b + 1) % 2 * kGemmStageBytes);
     if (!works) continue;
     const PanelBlock<kGroup> current = block;
-    if (b + 1 < n) block.load(w, map, panel, b + 1, g, t);
+    if (b + 1 < n) block.load(w, panel, b + 1, g, t);
     multiply_block<kGroup>(current, shared + b % 2 * kGemmStageBytes, warp_token, g, t, d, dmin, sums);
   }
   sync_block();

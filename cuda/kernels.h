@@ -80,9 +80,8 @@ struct Input {
 
 // How a matrix-vector product is cut up. Affects speed and the order of float additions, nothing else.
 struct MatvecShape {
-  uint32_t n_blocks, n_warps;  // n_warps * 32 threads a block, at most 8 warps
-  uint32_t warps_per_panel;    // divides n_warps; these warps share a panel's columns
-  uint32_t n_stages;           // of the ring, per warp; 1 = synchronous
+  uint32_t n_blocks, n_warps;  // at most 12 warps a block with Pipeline::kRegisters, 16 with the others
+  uint32_t n_stages;           // of the ring, per warp: 1 (synchronous) to 4
 };
 
 struct MatvecQ24 {
@@ -91,6 +90,9 @@ struct MatvecQ24 {
   Output output;
   MatvecShape shape;
 };
+// A good cut for a device of n_multiprocessors whose blocks may have max_shared_bytes.
+MatvecShape choose_matvec_shape(Pipeline pipeline, const Q24Weights& w, bool synchronous,
+                                uint32_t n_multiprocessors, uint64_t max_shared_bytes);
 // Bytes of shared memory a block; more than the device has is the caller's mistake.
 uint64_t matvec_q24_shared_bytes(Pipeline pipeline, uint32_t padded_cols, const MatvecShape& shape);
 // One token: norm, quantization, product, epilogue. With n_stages = 1 the pipeline is synchronous.

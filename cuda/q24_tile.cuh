@@ -28,58 +28,47 @@ constexpr uint32_t kUnitLines = kUnitCols / q24::kLineCols;    // 8
 constexpr uint32_t kUnitBytes = kUnitLines * q24::kLineBytes;  // 1024
 constexpr uint32_t kSteps = kUnitLines / 2;
 
-// Where the units of a panel are. The refinement plane may begin inside a block: its first unit then holds only the block's
-// last lines, and multiplies a copy of the block's activations that is zero before them (see activations.cuh).
+// The units of a panel: first the blocks of the base plane, then those of the refinement plane, which may begin inside a block.
+// Reading a unit always reads 8 lines and its block's scales, also where the panel ends in half a block or the refinement
+// begins inside one: what lies there belongs to the tensor (or to the 1 KiB that must be readable after it) and meets
+// activations that are zero (activations.cuh). So no load is guarded.
 struct UnitMap {
-  uint32_t n_lines, n_fine_lines, n_base_units, n_units, n_quads, first_fine_unit_block;
+  uint32_t n_base, n_units, n_quads;
+  uint32_t fine_shift;  // unit idx of the refinement plane + fine_shift = its block
 
   PITH_SHAPE explicit UnitMap(const Q24Weights& w)
-      : n_lines(w.padded_cols / q24::kLineCols),
-        n_fine_lines(w.n_fine / q24::kLineCols),
-        n_base_units((w.padded_cols + kUnitCols - 1) / kUnitCols),
-        n_units(0),
-        n_quads(0),
-        first_fine_unit_block((w.padded_cols - w.n_fine) / kUnitCols) {
-    n_units = n_base_units + (w.n_fine != 0 ? n_base_units - first_fine_unit_block : 0);
+      : n_base((w.padded_cols + kUnitCols - 1) / kUnitCols), n_units(n_base), n_quads(0), fine_shift(0) {
+    if (w.n_fine != 0) {
+      const uint32_t first_block = (w.padded_cols - w.n_fine) / kUnitCols;
+      n_units += n_base - first_block;
+      fine_shift = first_block - n_base;
+    }
     n_quads = (n_units + 3) / 4;
   }
+  PITH_DEVICE bool is_fine(uint32_t unit) const { return unit >= n_base; }
+  PITH_DEVICE uint32_t block(uint32_t unit) const { return is_fine(unit) ? unit + fine_shift : unit; }
 };
 
-struct Unit {
-  uint32_t block;                 // of 128 columns
-  uint32_t first_line, end_line;  // within the block; equal when the unit is beyond the last one
-  bool fine;
+// First byte of a unit's lines, of its block's scales. A unit beyond the last one: the panel's first.
+template <uint32_t kGroup>
+struct UnitBytes {
+  const uint8_t* codes;
+  const uint8_t* scales;
+  static constexpr uint32_t kScaleBytes = kUnitCols / (2 * kGroup) * 64;
 
-  PITH_DEVICE Unit(const UnitMap& map, uint32_t idx) : block(idx), first_line(0), end_line(0), fine(false) {
-    if (idx >= map.n_units) return;
-    if (idx >= map.n_base_units) {
-      fine = true;
-      block = map.first_fine_unit_block + (idx - map.n_base_units);
-      if (idx == map.n_base_units) first_line = map.n_lines - map.n_fine_lines - block * kUnitLines;
-    }
-    const uint32_t rest = map.n_lines - block * kUnitLines;
-    end_line = rest < kUnitLines ? rest : kUnitLines;
+  PITH_DEVICE UnitBytes(const Q24Weights& w, const UnitMap& map, uint32_t panel, uint32_t unit) {
+    if (unit >= map.n_units) unit = 0;
+    const bool fine = map.is_fine(unit);
+    const uint32_t block = map.block(unit);
+    const int32_t n_lines = static_cast<int32_t>(w.padded_cols / q24::kLineCols),
+                  n_fine_lines = static_cast<int32_t>(w.n_fine / q24::kLineCols);
+    // Of the panel's line 0, were the refinement plane to have one.
+    const int64_t first_line =
+        fine ? int64_t{panel} * n_fine_lines - (n_lines - n_fine_lines) : int64_t{panel} * n_lines;
+    codes = (fine ? w.fine : w.base) + (first_line + int64_t{block} * kUnitLines) * q24::kLineBytes;
+    scales = w.scales + uint64_t{panel} * w.scales_stride + block * kScaleBytes;
   }
-  PITH_DEVICE bool empty() const { return end_line == 0; }
 };
-
-// First byte of the unit's first line, and of its block's scales.
-PITH_DEVICE const uint8_t* unit_codes(const Q24Weights& w, const UnitMap& map, const Unit& u,
-                                      uint32_t panel) {
-  const uint32_t line = u.block * kUnitLines + u.first_line;
-  const uint64_t row_of_lines =
-      u.fine ? uint64_t{panel} * map.n_fine_lines + (line - (map.n_lines - map.n_fine_lines))
-             : uint64_t{panel} * map.n_lines + line;
-  return (u.fine ? w.fine : w.base) + row_of_lines * q24::kLineBytes;
-}
-template <uint32_t kGroup>
-PITH_DEVICE const uint8_t* unit_scales(const Q24Weights& w, const Unit& u, uint32_t panel) {
-  return w.scales + uint64_t{panel} * w.scales_stride + u.block * (kUnitCols / (2 * kGroup) * 64);
-}
-template <uint32_t kGroup>
-PITH_DEVICE uint32_t unit_scale_bytes(const Unit& u) {
-  return u.end_line * q24::kLineCols / (2 * kGroup) * 64;
-}
 
 // A lane's scale bytes for step i, brought to the form of group 16: byte 2k, 2k + 1 = s | m << 4 of lines 2i, 2i + 1 for row
 // g + 8k. `scales` is the block's first scale byte, in shared or global memory.

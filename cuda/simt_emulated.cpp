@@ -71,7 +71,7 @@ struct NamedBarrier {
 
 struct Thread {
   ucontext_t context{};
-  std::unique_ptr<uint8_t[]> stack;
+  uint8_t* stack = nullptr;
   bool done = false;
   std::vector<std::vector<PendingCopy>> groups{1};  // cp.async: the last one is still open
 };
@@ -153,7 +153,7 @@ void run_block(size_t n_shared_bytes) {
     t.done = false;
     t.groups.assign(1, {});
     getcontext(&t.context);
-    t.context.uc_stack.ss_sp = t.stack.get();
+    t.context.uc_stack.ss_sp = t.stack;
     t.context.uc_stack.ss_size = kStackBytes;
     t.context.uc_link = nullptr;
     makecontext(&t.context, thread_main, 0);
@@ -166,7 +166,7 @@ void run_block(size_t n_shared_bytes) {
       if (!t.done) {
 #ifdef PITH_ASAN
         void* fake = nullptr;
-        __sanitizer_start_switch_fiber(&fake, t.stack.get(), kStackBytes);
+        __sanitizer_start_switch_fiber(&fake, t.stack, kStackBytes);
 #endif
         swapcontext(&m.scheduler, &t.context);
 #ifdef PITH_ASAN
@@ -195,7 +195,10 @@ void run(const Grid& grid, size_t n_shared_bytes, const std::function<void(uint8
   m.grid = grid;
   m.body = &body;
   m.threads.resize(grid.n_threads);
-  for (Thread& t : m.threads) t.stack = std::make_unique<uint8_t[]>(kStackBytes);
+  // Stacks are kept: a test launches thousands of small grids.
+  static std::vector<std::unique_ptr<uint8_t[]>> stacks;
+  while (stacks.size() < m.threads.size()) stacks.emplace_back(new uint8_t[kStackBytes]);
+  for (size_t i = 0; i < m.threads.size(); ++i) m.threads[i].stack = stacks[i].get();
   machine = &m;
   struct Reset {
     ~Reset() { machine = nullptr; }

@@ -52,6 +52,7 @@ struct BackendKind {
   bool (*available)();
   std::unique_ptr<Backend> (*create)(std::shared_ptr<const Model> model, const SessionOptions& options);
   MemoryPlan (*plan)(const Model& model, const SessionOptions& options);
+  std::string (*describe)() = nullptr;  // one line: what was found, or why it is not available
 };
 const std::vector<BackendKind>& backend_kinds();  // backends.cpp, in the order in which "auto" tries them
 const BackendKind& backend_for(const std::string& device);  // throws kInvalidArgument or kUnsupported

@@ -1,17 +1,24 @@
 // The list of backends.
 #include "runtime/backend.h"
+#ifdef PITH_HAS_CUDA
+#include "runtime/backend_cuda.h"
+#endif
 #include "runtime/cpu/cpu_backend.h"
 
 namespace pith {
 
 const std::vector<BackendKind>& backend_kinds() {
-  static const std::vector<BackendKind> kinds = {cpu::backend_kind()};
+  static const std::vector<BackendKind> kinds = {
+#ifdef PITH_HAS_CUDA
+      cuda_backend_kind(),
+#endif
+      cpu::backend_kind()};
   return kinds;
 }
 
 const BackendKind& backend_for(const std::string& device) {
   const std::string name = device.substr(0, device.find(':'));
-  std::string known;
+  std::string known, why;
   for (const BackendKind& kind : backend_kinds()) {
     const bool usable = kind.available();
     if (usable && (name == "auto" || name == kind.device)) return kind;
@@ -19,7 +26,7 @@ const BackendKind& backend_for(const std::string& device) {
   }
   const bool is_name = name == "cpu" || name == "cuda";
   throw_error(is_name ? ErrorCode::kUnsupported : ErrorCode::kInvalidArgument,
-              "device '{}' is not available here, expected auto or {}", device, known);
+              "device '{}' is not available here{}, expected auto or {}", device, why, known);
 }
 
 uint64_t kv_layer_bytes(const ModelSpec& spec, KvType type, uint64_t n_tokens) {

@@ -73,8 +73,9 @@ Matrix random_matrix(const q24::Shape& shape) {
       u.outlier_delta.push_back(float_to_f16(normal()));
     }
   }
-  m.bytes = std::make_unique<Aligned>(m.layout.size_bytes);
-  q24::pack(u, {m.bytes->data, m.bytes->size});
+  m.bytes = std::make_unique<Aligned>(m.layout.size_bytes + 1024);  // what may be read after a tensor
+  std::memset(m.bytes->data + m.layout.size_bytes, 0xa5, 1024);
+  q24::pack(u, {m.bytes->data, m.layout.size_bytes});
   m.weights = q24_weights(m.layout, m.bytes->data);
   return m;
 }
@@ -166,8 +167,7 @@ void run_matvec(Pipeline pipeline, const MatvecQ24& args) {
 void check_matvec(const q24::Shape& shape, Pipeline pipeline, const MatvecShape& cut) {
   INFO("rows " << shape.n_rows << " cols " << shape.n_cols << " group " << shape.group << " fine "
                << shape.n_fine << " slots " << shape.n_slots << " pipeline " << static_cast<int>(pipeline)
-               << " blocks " << cut.n_blocks << " warps " << cut.n_warps << "/" << cut.warps_per_panel
-               << " stages " << cut.n_stages);
+               << " blocks " << cut.n_blocks << " warps " << cut.n_warps << " stages " << cut.n_stages);
   const Matrix m = random_matrix(shape);
   const std::vector<float> x = random_vector(shape.n_cols);
   std::vector<float> y(shape.n_rows, NAN);
@@ -191,23 +191,23 @@ TEST_CASE("matvec_q24 equals the reference for every fraction of 4-bit columns")
     for (const uint32_t group : {16u, 32u})
       for (const uint32_t eighths : {0u, 1u, 2u, 3u, 5u, 8u})
         check_matvec({64, 1024, group, 1024 / 8 * eighths / group * group, eighths == 8 ? 0u : 3u}, pipeline,
-                     {1, 4, 2, 2});
+                     {1, 4, 2});
 }
 
 TEST_CASE("matvec_q24 equals the reference at awkward sizes") {
   for (const Pipeline pipeline : kPipelines)
     for (const uint32_t n_cols : {1u, 63u, 64u, 65u, 127u, 192u, 511u, 513u, 1100u}) {
       const uint32_t padded = (n_cols + 63) / 64 * 64;
-      check_matvec({n_cols % 2 ? 33u : 31u, n_cols, 16, 48, 1}, pipeline, {2, 2, 1, 2});
-      check_matvec({1, n_cols, 32, padded / 2 / 32 * 32, 0}, pipeline, {1, 4, 4, 1});
+      check_matvec({n_cols % 2 ? 33u : 31u, n_cols, 16, 48, 1}, pipeline, {2, 2, 2});
+      check_matvec({1, n_cols, 32, padded / 2 / 32 * 32, 0}, pipeline, {1, 4, 1});
     }
 }
 
 TEST_CASE("matvec_q24 does not depend on how it is cut up, beyond rounding") {
   for (const Pipeline pipeline : kPipelines)
-    for (const MatvecShape cut : {MatvecShape{1, 1, 1, 1}, MatvecShape{1, 8, 8, 3}, MatvecShape{3, 4, 1, 4},
-                                  MatvecShape{2, 8, 2, 2}, MatvecShape{7, 2, 2, 3}, MatvecShape{1, 16, 1, 2}})
-      check_matvec({200, 1344, 16, 272, 21}, pipeline, cut);
+    for (const MatvecShape cut : {MatvecShape{1, 1, 1}, MatvecShape{1, 8, 3}, MatvecShape{3, 4, 4},
+                                  MatvecShape{2, 8, 2}, MatvecShape{7, 2, 3}, MatvecShape{1, 16, 2}})
+      check_matvec({300, 1344, 16, 272, 21}, pipeline, cut);
 }
 
 TEST_CASE("matvec_q24 adds to the residual, gates interleaved rows and finds the largest logit") {
@@ -226,7 +226,7 @@ TEST_CASE("matvec_q24 adds to the residual, gates interleaved rows and finds the
   double largest = 0;
   for (const double y : ref.y) largest = std::max(largest, std::fabs(y));
 
-  MatvecQ24 args{m.weights, {x.data(), norm.data(), 1e-5f}, {}, {2, 4, 2, 2}};
+  MatvecQ24 args{m.weights, {x.data(), norm.data(), 1e-5f}, {}, {2, 4, 2}};
   args.output.bias = bias.data();
   SECTION("kAdd") {
     std::vector<float> out(96, 1.0f);

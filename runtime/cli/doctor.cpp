@@ -60,6 +60,7 @@ int run(bool json) {
       "memory     {}\n"
       "threads    {} of {}: one a physical core\n"
       "kernels    {} (of {})\n"
+      "gpu        {}\n"
       "device     {} (of {})\n",
       pith_version(), cpu_name(), human_bytes(memory_bytes()), n_cores, std::thread::hardware_concurrency(),
       chosen, fmt::join(kernels, ", "), gpu, devices.front(), fmt::join(devices, ", ")));

@@ -1,0 +1,114 @@
+// device.h over host memory, for tests: a device of two multiprocessors whose streams run at once. A capture records what would have
+// run. Fresh memory holds garbage.
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+#include "cuda/device.h"
+#include "cuda/launch_emulated.h"
+#include "format/error.h"
+
+struct CUstream_st {
+  std::vector<std::function<void()>>* capture = nullptr;
+};
+struct CUevent_st {};
+struct CUgraphExec_st {
+  std::vector<std::function<void()>> work;
+};
+
+namespace pith::cuda {
+
+namespace {
+
+uint8_t* allocate(size_t n_bytes) {
+  if (n_bytes == 0) return nullptr;
+  void* p = nullptr;
+  if (posix_memalign(&p, 256, n_bytes) != 0) throw std::bad_alloc();
+  std::memset(p, 0xa5, n_bytes);
+  return static_cast<uint8_t*>(p);
+}
+
+}  // namespace
+
+void submit(StreamHandle stream, std::function<void()> work) {
+  if (stream->capture != nullptr)
+    stream->capture->push_back(std::move(work));
+  else
+    work();
+}
+
+void check(int, const char*) {}
+
+DeviceList list_devices() {
+  return {{{0, "emulated", 9, 0, 2, uint64_t{1} << 30, uint64_t{1} << 30, 1 << 20, 227 * 1024}}, ""};
+}
+void use_device(int) {}
+std::pair<uint64_t, uint64_t> free_memory() {
+  return {uint64_t{1} << 30, uint64_t{1} << 30};
+}
+
+DeviceBuffer::DeviceBuffer(size_t n_bytes, const char*) : data_(allocate(n_bytes)), n_bytes_(n_bytes) {}
+DeviceBuffer::~DeviceBuffer() {
+  std::free(data_);
+}
+void DeviceBuffer::fill(int byte) {
+  if (n_bytes_ != 0) std::memset(data_, byte, n_bytes_);
+}
+
+PinnedBuffer::PinnedBuffer(size_t n_bytes) : data_(allocate(n_bytes)), n_bytes_(n_bytes) {}
+PinnedBuffer::~PinnedBuffer() {
+  std::free(data_);
+}
+
+Stream::Stream() : handle_(new CUstream_st) {}
+Stream::~Stream() {
+  delete handle_;
+}
+void Stream::wait() const {}
+void Stream::copy_to_device(void* to, const void* from, size_t n_bytes) const {
+  submit(handle_, [=] { std::memcpy(to, from, n_bytes); });
+}
+void Stream::copy_to_host(void* to, const void* from, size_t n_bytes) const {
+  submit(handle_, [=] { std::memcpy(to, from, n_bytes); });
+}
+void Stream::copy_on_device(void* to, const void* from, size_t n_bytes) const {
+  submit(handle_, [=] { std::memcpy(to, from, n_bytes); });
+}
+
+Event::Event() : handle_(new CUevent_st) {}
+Event::~Event() {
+  delete handle_;
+}
+void Event::record(const Stream&) {}
+void Event::wait() const {}
+double Event::milliseconds(const Event&, const Event&) {
+  return 1;
+}
+
+Graph::~Graph() {
+  delete handle_;
+}
+void Graph::begin(const Stream& stream) {
+  stream.handle()->capture = new std::vector<std::function<void()>>;
+}
+Graph Graph::end(const Stream& stream) {
+  Graph graph;
+  graph.handle_ = new CUgraphExec_st{std::move(*stream.handle()->capture)};
+  delete stream.handle()->capture;
+  stream.handle()->capture = nullptr;
+  return graph;
+}
+void Graph::launch(const Stream&) const {
+  for (const std::function<void()>& work : handle_->work) work();
+}
+
+Uploader::Uploader(size_t half_bytes) {
+  for (PinnedBuffer& half : halves_) half = PinnedBuffer(half_bytes);
+}
+void Uploader::upload(uint8_t* to, const uint8_t* from, size_t n_bytes) {
+  std::memcpy(to, from, n_bytes);
+  n_bytes_ += n_bytes;
+}
+void Uploader::finish() {}
+
+}  // namespace pith::cuda

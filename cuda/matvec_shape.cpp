@@ -1,0 +1,26 @@
+// How a Q24 matrix-vector product is cut up. Plain arithmetic: the same for a GPU and for the emulation.
+#include <algorithm>
+
+#include "cuda/kernels.h"
+
+namespace pith::cuda {
+
+namespace {
+
+// 8 warps and 2 stages of 5.4 KB keep 86 KB a multiprocessor under way, three times what hides the latency of memory, and leave
+// room for the next kernel's block beside this one's. To be measured against 12 and 16 warps and 3 and 4 stages.
+constexpr uint32_t kWarps = 8, kStages = 2;
+
+}  // namespace
+
+MatvecShape choose_matvec_shape(Pipeline pipeline, const Q24Weights& w, bool synchronous,
+                                uint32_t n_multiprocessors, uint64_t max_shared_bytes) {
+  MatvecShape shape{std::min(n_multiprocessors, w.n_panels), kWarps, synchronous ? 1 : kStages};
+  while (shape.n_stages > 1 && matvec_q24_shared_bytes(pipeline, w.padded_cols, shape) > max_shared_bytes)
+    --shape.n_stages;
+  while (shape.n_warps > 1 && matvec_q24_shared_bytes(pipeline, w.padded_cols, shape) > max_shared_bytes)
+    shape.n_warps /= 2;
+  return shape;
+}
+
+}  // namespace pith::cuda

@@ -1,0 +1,187 @@
+// The CUDA backend as it is, over the emulated device (cuda/device_emulated.cpp): every phase, the recorded graphs and the cache's
+// common form, against the CPU backend.
+#include <catch2/catch.hpp>
+
+#include "random_model.h"
+#include "runtime/backend_cuda.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "runtime/decoder.h"
+
+using namespace pith;
+using namespace pith::test;
+using Catch::Matchers::Contains;
+
+namespace {
+
+ModelSpec plain_spec() {
+  ModelSpec spec;
+  spec.family = "test";
+  spec.vocab_size = 131, spec.dim = 48, spec.ffn_dim = 50, spec.n_layers = 2, spec.n_heads = 4,
+  spec.n_kv_heads = 2;
+  spec.head_dim = 16, spec.max_context = 300, spec.norm_eps = 1e-5f;
+  spec.attn_scale = 0.25f;
+  spec.ropes = {{{1.0f, 0.4f, 0.15f, 0.05f, 0.02f, 0.007f, 0.002f, 0.001f}, 1}};
+  spec.layers.assign(2, LayerSpec{});
+  return spec;
+}
+
+ModelSpec everything_spec() {
+  ModelSpec spec = plain_spec();
+  spec.qkv_bias = spec.attn_out_bias = spec.mlp_bias = spec.qk_norm = spec.post_norms = spec.tied_embeddings =
+      true;
+  spec.activation = Activation::kGeluTanh;
+  spec.embedding_scale = 1.5f, spec.residual_scale = 0.8f, spec.logit_scale = 0.7f;
+  spec.attn_softcap = 4, spec.logit_softcap = 9;
+  spec.ropes.push_back({{0.9f, 0.3f}, 1.2f});  // partial rotation
+  spec.layers = {{5, 1}, {0, -1}};
+  return spec;
+}
+
+std::vector<int32_t> random_ids(size_t n, uint32_t vocab) {
+  std::mt19937_64 rng(3);
+  std::vector<int32_t> ids(n);
+  for (int32_t& id : ids) id = static_cast<int32_t>(rng() % vocab);
+  return ids;
+}
+
+struct Fixture {
+  Fixture(const ModelSpec& spec, const RandomModelOptions& options) {
+    write_random_model(folder / "m.pith", spec, options);
+    model = Model::open(folder / "m.pith");
+  }
+  std::unique_ptr<Backend> open(const BackendKind& kind, SessionOptions options = {}) const {
+    options.n_ctx = 100;
+    options.prefill_chunk = 32;
+    options.n_threads = 1;
+    return kind.create(model, options);
+  }
+  // Logits after each of the batches, which begin at `position`.
+  std::vector<float> run(Backend& backend, std::span<const int32_t> ids, const std::vector<uint32_t>& batches,
+                         uint32_t position = 0) const {
+    std::atomic<bool> stop{false};
+    std::vector<float> all;
+    for (const uint32_t n : batches) {
+      decode_batch(backend, model->spec(), ids.first(n), position, stop);
+      const std::span<const float> logits = backend.head(n - 1, 1);
+      all.insert(all.end(), logits.begin(), logits.end());
+      ids = ids.subspan(n);
+      position += n;
+    }
+    return all;
+  }
+  TempFolder folder;
+  std::shared_ptr<const Model> model;
+};
+
+double relative_error(const std::vector<float>& found, const std::vector<float>& expected) {
+  REQUIRE(found.size() == expected.size());
+  double error = 0, size = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    error += std::pow(double{found[i]} - expected[i], 2);
+    size += std::pow(double{expected[i]}, 2);
+  }
+  return std::sqrt(error / size);
+}
+
+const BackendKind kCuda = cuda_backend_kind();
+
+}  // namespace
+
+// Prefill attention rounds q and the weights to fp16: 2^-11 of each, so well under 2^-8 after two layers. With Q24 tensors a value
+// near the middle between two int8 codes may fall on either side: one code of 127 in one of 48 columns, now and then.
+TEST_CASE("cuda logits equal the CPU's, prefill and decode, for every switch and kind of tensor") {
+  const std::vector<int32_t> ids = random_ids(40, 131);
+  const std::vector<uint32_t> batches = {21, 1, 1, 5, 1};
+  for (const ModelSpec& spec : {plain_spec(), everything_spec()})
+    for (const TensorKind kind : {TensorKind::kF32, TensorKind::kBF16, TensorKind::kQ24})
+      for (const KvType kv : {KvType::kF16, KvType::kI8}) {
+        INFO("kind " << to_string(kind) << " kv " << static_cast<int>(kv) << " post norms "
+                     << spec.post_norms);
+        const Fixture f(spec, {kind});
+        SessionOptions options;
+        options.kv = kv;
+        const auto cuda = f.open(kCuda, options), cpu = f.open(cpu::backend_kind(), options);
+        const bool exact = kind != TensorKind::kQ24 && kv == KvType::kF16;
+        CHECK(relative_error(f.run(*cuda, ids, batches), f.run(*cpu, ids, batches)) < (exact ? 4e-3 : 3e-2));
+      }
+}
+
+TEST_CASE("cuda kernels of every pipeline agree") {
+  const std::vector<int32_t> ids = random_ids(4, 131);
+  const Fixture f(plain_spec(), {TensorKind::kQ24, 32, 2, 0.5});
+  SessionOptions options;
+  options.kernels = "registers";
+  const std::vector<float> expected = f.run(*f.open(kCuda, options), ids, {1, 1, 1, 1});
+  for (const char* const kernels : {"registers-sync", "async", "async-sync", "bulk", "bulk-sync", "auto"}) {
+    INFO(kernels);
+    options.kernels = kernels;
+    CHECK(relative_error(f.run(*f.open(kCuda, options), ids, {1, 1, 1, 1}), expected) < 1e-6);
+  }
+  options.kernels = "avx2";
+  CHECK_THROWS_WITH(f.open(kCuda, options),
+                    Contains("kernels 'avx2', expected auto, registers, async or bulk"));
+}
+
+TEST_CASE("a token without head() still reaches the cache, and logits of several rows equal those of one") {
+  const std::vector<int32_t> ids = random_ids(6, 131);
+  const Fixture f(plain_spec(), {TensorKind::kF32});
+  const auto a = f.open(kCuda), b = f.open(kCuda);
+  std::atomic<bool> stop{false};
+  for (uint32_t i = 0; i < 3; ++i) decode_batch(*a, f.model->spec(), {&ids[i], 1}, i, stop);
+  const std::vector<float> last = f.run(*a, std::span(ids).subspan(3), {1}, 3);
+  const std::vector<float> expected = f.run(*b, ids, {1, 1, 1, 1});
+  CHECK(relative_error(last, {expected.end() - 131, expected.end()}) == 0);
+
+  decode_batch(*a, f.model->spec(), ids, 0, stop);
+  const std::span<const float> rows = a->head(1, 3);
+  const std::vector<float> three(rows.begin(), rows.end());
+  for (uint32_t i = 0; i < 3; ++i) {
+    const std::span<const float> row = a->head(1 + i, 1);
+    CHECK(relative_error({row.begin(), row.end()}, {three.begin() + i * 131, three.begin() + (i + 1) * 131}) <
+          1e-6);
+  }
+}
+
+TEST_CASE("the cache goes from cuda to the CPU and back in its common form") {
+  const std::vector<int32_t> ids = random_ids(9, 131);
+  for (const KvType kv : {KvType::kF16, KvType::kI8}) {
+    const Fixture f(plain_spec(), {TensorKind::kF32});
+    SessionOptions options;
+    options.kv = kv;
+    const auto cuda = f.open(kCuda, options), cpu = f.open(cpu::backend_kind(), options),
+               again = f.open(kCuda, options);
+    f.run(*cuda, ids, {7, 1});
+    for (uint32_t layer = 0; layer < 2; ++layer) {
+      std::vector<uint8_t> bytes(kv_layer_bytes(f.model->spec(), kv, 8)), back(bytes.size());
+      cuda->read_kv(layer, 8, bytes.data());
+      cpu->write_kv(layer, 8, bytes.data());
+      cpu->read_kv(layer, 8, back.data());
+      CHECK(bytes == back);
+      again->write_kv(layer, 8, back.data());
+    }
+    const std::vector<float> expected = f.run(*cuda, std::span(ids).subspan(8), {1}, 8);
+    CHECK(relative_error(f.run(*again, std::span(ids).subspan(8), {1}, 8), expected) == 0);
+    CHECK(relative_error(f.run(*cpu, std::span(ids).subspan(8), {1}, 8), expected) < 1e-5);
+  }
+}
+
+TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
+  const Fixture f(plain_spec(), {TensorKind::kQ24});
+  SessionOptions options;
+  options.n_ctx = 100;
+  options.device = "cuda";
+  const MemoryPlan plan = kCuda.plan(*f.model, options);
+  uint64_t tensors = 0;
+  for (const Tensor& t : f.model->container().tensors()) tensors += t.size_bytes;
+  CHECK(plan.weights_bytes >= tensors);
+  CHECK(plan.weights_bytes <= tensors + f.model->container().tensors().size() * 1280);
+  CHECK(plan.kv_bytes >= kv_layer_bytes(f.model->spec(), KvType::kF16, 100) * 2);
+
+  options.device = "cuda:7";
+  CHECK_THROWS_WITH(kCuda.plan(*f.model, options), "device 'cuda:7', expected cuda:0 to cuda:0");
+  ModelSpec odd = plain_spec();
+  odd.head_dim = 12;
+  odd.ropes = {{{1.0f, 0.4f}, 1}};
+  const Fixture g(odd, {TensorKind::kF32});
+  CHECK_THROWS_WITH(g.open(kCuda), "cuda: head_dim of 12, expected a multiple of 8 up to 256");
+}
