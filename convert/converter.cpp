@@ -7,12 +7,17 @@
 #include <ctime>
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <optional>
 #include <set>
 #include <thread>
 
 #include "convert/assemble.h"
 #include "convert/budget.h"
+#include "convert/calibration.h"
+#include "convert/calibration_text.h"
 #include "convert/checkpoint.h"
+#include "convert/factor.h"
 #include "convert/json_file.h"
 #include "convert/tokenizer_import.h"
 #include "format/checksum.h"
@@ -26,8 +31,11 @@ namespace {
 
 constexpr const char* kConverterVersion = "pith " PITH_VERSION;
 constexpr uint64_t kBlockBytes = 16 << 20;  // of float32, read at a time on the unquantized path
-constexpr double kOutlierShare = 0.004;     // of the weights, where the target leaves room
-constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
+constexpr uint32_t kCalibrationTokens = 65536, kCalibrationWindow = 256;
+constexpr uint64_t kMaxCalibrationBytes = 1 << 30;
+constexpr double kRetarget = 1;          // see retarget()
+constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
+constexpr uint32_t kNarrowCols = 256;    // below this a target that cannot be reached is a note, not an error
 constexpr const char* kHeadSource = "lm_head.weight";
 
 // Buffers that some checkpoints carry and no forward pass needs.
@@ -118,6 +126,14 @@ std::string describe(const ConvertOptions& options) {
   if (options.bits < 16)
     text += fmt::format(" embed-bits={} preset={}", options.embed_bits,
                         options.preset == Preset::kPaper ? "paper" : "best");
+  if (options.bits < 16 && options.calibrate && options.preset != Preset::kPaper) {
+    text += fmt::format(" calibration-tokens={}", options.calibration_tokens);
+    for (const std::string& path : options.calibration_files) {
+      const std::string bytes = read_text_file(path, kMaxCalibrationBytes);
+      text += fmt::format(" calibration={:016x}",
+                          checksum64({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));
+    }
+  }
   if (options.force) text += " force";
   if (options.allow_nonfinite) text += " allow-nonfinite";
   return text;
@@ -145,6 +161,9 @@ class Conversion {
   bool is_quantized(const TensorPlan& plan) const;
   void plan_budget();
   void add_quantized(const TensorPlan& plan);
+  void start_calibration(const Metadata& metadata);
+  void embed_plain(const TensorPlan& plan);
+  LayerVectors layer_vectors(uint32_t layer) const;
   void store_quality(Metadata& metadata);
   TensorKind plain_kind(const TensorPlan& plan, SourceType type) const;
   void add_plain(const TensorPlan& plan);
@@ -157,6 +176,7 @@ class Conversion {
   uint32_t n_threads_;
   uint64_t n_weights_ = 0, n_done_ = 0;
   std::map<std::string, q24::Shape> shapes_;  // of the linear layers
+  std::optional<Calibration> calibration_;
 };
 
 bool Conversion::is_quantized(const TensorPlan& plan) const {
@@ -187,7 +207,77 @@ void Conversion::plan_budget() {
   for (size_t i = 0; i < layers.size(); ++i) shapes_[plans[i]->name] = layers[i].shape;
 }
 
+// The float weights that a packed tensor stands for, in input order.
+std::vector<float> dequantize(const q24::Unpacked& tensor, uint32_t n_threads) {
+  const q24::Shape& shape = tensor.shape;
+  const uint64_t size_bytes = q24::make_layout(shape).size_bytes;
+  const std::unique_ptr<uint8_t, void (*)(void*)> data(
+      static_cast<uint8_t*>(std::aligned_alloc(q24::kLineBytes, size_bytes)), std::free);
+  if (!data) throw_error(ErrorCode::kOutOfMemory, "{} bytes for a tensor", size_bytes);
+  q24::pack(tensor, {data.get(), size_bytes});
+  const q24::View view = q24::make_view(shape, data.get());
+  std::vector<float> weights(size_t{shape.n_rows} * shape.n_cols);
+  parallel_for(shape.n_rows, n_threads,
+               [&](uint32_t r) { q24::dequantize_row(view, r, weights.data() + size_t{r} * shape.n_cols); });
+  return weights;
+}
+
+// "layers.7.attn_qkv" -> 7 and which of the four. False for other tensors.
+bool find_layer_part(const std::string& name, uint32_t& layer, Calibration::Part& part) {
+  constexpr std::pair<const char*, Calibration::Part> kParts[] = {{"attn_qkv", Calibration::Part::kQkv},
+                                                                  {"attn_out", Calibration::Part::kAttnOut},
+                                                                  {"ffn_gate_up", Calibration::Part::kGateUp},
+                                                                  {"ffn_down", Calibration::Part::kDown}};
+  if (!name.starts_with("layers.")) return false;
+  layer = static_cast<uint32_t>(std::strtoul(name.c_str() + 7, nullptr, 10));
+  for (const auto& [text, value] : kParts)
+    if (name == layer_tensor(layer, text)) {
+      part = value;
+      return true;
+    }
+  return false;
+}
+
+void Conversion::start_calibration(const Metadata& metadata) {
+  if (options_.bits >= 16 || !options_.calibrate || options_.preset == Preset::kPaper) return;
+  std::vector<std::string> texts;
+  for (const std::string& path : options_.calibration_files)
+    texts.push_back(read_text_file(path, kMaxCalibrationBytes));
+  if (texts.empty()) texts.emplace_back(builtin_calibration_text());
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(metadata, source_.spec.vocab_size);
+  const uint32_t max_tokens =
+      options_.calibration_tokens > 0 ? options_.calibration_tokens : kCalibrationTokens;
+  calibration_.emplace(source_.spec,
+                       calibration_tokens(texts, *tokenizer,
+                                          std::min(kCalibrationWindow, source_.spec.max_context), max_tokens),
+                       n_threads_);
+}
+
+LayerVectors Conversion::layer_vectors(uint32_t layer) const {
+  LayerVectors vectors;
+  const std::pair<const char*, std::vector<float>*> parts[] = {{"attn_norm", &vectors.attn_norm},
+                                                               {"attn_qkv_bias", &vectors.qkv_bias},
+                                                               {"q_norm", &vectors.q_norm},
+                                                               {"k_norm", &vectors.k_norm},
+                                                               {"attn_out_bias", &vectors.attn_out_bias},
+                                                               {"attn_post_norm", &vectors.attn_post_norm},
+                                                               {"ffn_norm", &vectors.ffn_norm},
+                                                               {"ffn_gate_up_bias", &vectors.gate_up_bias},
+                                                               {"ffn_down_bias", &vectors.down_bias},
+                                                               {"ffn_post_norm", &vectors.ffn_post_norm}};
+  for (const TensorPlan& plan : source_.plan)
+    for (const auto& [part, out] : parts)
+      if (plan.name == layer_tensor(layer, part)) {
+        out->resize(plan.n_cols);
+        Assembly(source_.checkpoint, plan, false).read_rows(0, 1, out->data());
+      }
+  return vectors;
+}
+
+// Embedding, head and linear layers below 16 bits. With calibration every matrix is quantized, also one that an earlier
+// run has written: what comes after it must see the same activations.
 void Conversion::add_quantized(const TensorPlan& plan) {
+  if (writer_.has(plan.name) && !calibration_) return;
   Assembly assembly(source_.checkpoint, plan, false);
   std::vector<float> weights(uint64_t{plan.n_rows} * plan.n_cols);
   assembly.read_rows(0, plan.n_rows, weights.data());
@@ -204,8 +294,32 @@ void Conversion::add_quantized(const TensorPlan& plan) {
     options.sort_columns = options.search_scales = options.compensate = false;
     options.integer_zero = true;
   }
-  const QuantizeResult result = quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
+  QuantizeResult result;
+  uint32_t layer = 0;
+  Calibration::Part part = Calibration::Part::kQkv;
+  if (calibration_ && find_layer_part(plan.name, layer, part)) {
+    if (part == Calibration::Part::kQkv) calibration_->begin_layer(layer, layer_vectors(layer));
+    InputStatistics statistics = calibration_->input_statistics(part);
+    const Hessian hessian{plan.n_cols, {statistics.h.begin(), statistics.h.end()}};
+    statistics.h = {};
+    std::vector<float> target = weights;
+    retarget(target, plan.n_rows, plan.n_cols, hessian, statistics.cross, kRetarget, options.damping,
+             n_threads_);
+    statistics = {};
+    result = quantize(target, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
+    calibration_->apply(part, weights, dequantize(result.tensor, n_threads_));
+  } else {
+    result = quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
+    if (calibration_ && plan.role == TensorRole::kEmbedding) {
+      const std::vector<float> quantized = dequantize(result.tensor, n_threads_);
+      calibration_->embed([&](uint32_t id, float* original, float* file) {
+        std::copy_n(weights.data() + size_t{id} * plan.n_cols, plan.n_cols, original);
+        std::copy_n(quantized.data() + size_t{id} * plan.n_cols, plan.n_cols, file);
+      });
+    }
+  }
   weights = {};
+  if (writer_.has(plan.name)) return;
   writer_.note(plan.name, fmt::format("{:016x} {}", assembly.source_hash(), result.report.relative_error));
   writer_.add(plan.name, result.tensor);
 }
@@ -294,13 +408,28 @@ void Conversion::add_plain(const TensorPlan& plan) {
   write_plain(plan, again, TensorKind::kBF16);
 }
 
+// The streams start from an embedding that stays at 16 bits.
+void Conversion::embed_plain(const TensorPlan& plan) {
+  Assembly assembly(source_.checkpoint, plan, false);
+  calibration_->embed([&](uint32_t id, float* original, float* file) {
+    assembly.read_rows(id, 1, original);
+    std::copy_n(original, plan.n_cols, file);
+  });
+}
+
 void Conversion::run(Metadata& metadata) {
   plan_budget();
+  start_calibration(metadata);
   report_.n_resumed = writer_.n_resumed();
   uint64_t source_hash = 0;
   for (const TensorPlan& plan : source_.plan) {
     progress(plan.name, 0);
-    if (!writer_.has(plan.name)) is_quantized(plan) ? add_quantized(plan) : add_plain(plan);
+    if (is_quantized(plan)) {
+      add_quantized(plan);
+    } else {
+      if (!writer_.has(plan.name)) add_plain(plan);
+      if (calibration_ && plan.role == TensorRole::kEmbedding) embed_plain(plan);
+    }
     const std::string noted = writer_.noted(plan.name);
     const std::string_view hash = std::string_view(noted).substr(0, noted.find(' '));
     source_hash = checksum64({reinterpret_cast<const uint8_t*>(hash.data()), hash.size()}, source_hash);

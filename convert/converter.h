@@ -2,7 +2,7 @@
 //
 // Tensors stream one by one through format/writer.h in the order of the family's plan. Peak memory is two of the largest
 // tensors of the container in float32 plus a constant (64 MiB), whatever the model's size; a 16-bit target needs less
-// than one. An interrupted run leaves OUTPUT.part and its journal, and the next run with the same source and options goes
+// than one. Calibration needs more: see calibration.h. An interrupted run leaves OUTPUT.part and its journal, and the next run with the same source and options goes
 // on after the last whole tensor; the bytes are the same as those of an uninterrupted run, for any number of threads.
 // Throws Error; a failure that resuming cannot help (bad input) leaves nothing behind.
 #pragma once
@@ -31,6 +31,10 @@ struct ConvertOptions {
   double bits = 2.85;       // 16, 32, or 2.3 to 4.5: bits per weight of the linear layers, everything counted
   uint32_t embed_bits = 4;  // of embedding and head when bits < 16: 4 or 16
   Preset preset = Preset::kBest;
+  bool calibrate =
+      true;  // below 16 bits: measure what each layer sees, and quantize for that (not with kPaper)
+  std::vector<std::string> calibration_files;  // text, UTF-8; none: the built-in text
+  uint32_t calibration_tokens = 0;             // at most; 0: 65536
   bool force = false;            // unknown config keys and unused tensors are noted, not refused
   bool allow_nonfinite = false;  // NaN and Inf weights pass (16 and 32 bits only)
   bool resume = true;            // false: start over

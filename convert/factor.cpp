@@ -89,6 +89,18 @@ bool factor_upper(std::vector<double>& h, uint32_t n, uint32_t n_threads) {
   return true;
 }
 
+void solve_rows(const std::vector<double>& v, uint32_t n, double* x, uint32_t n_rows, uint32_t n_threads) {
+  // x (V V')^-1 = (x V'^-1) V^-1
+  const Block factor(const_cast<double*>(v.data()), n, n, Eigen::OuterStride<>(n));
+  const uint32_t n_stripes = (n_rows + kBlock - 1) / kBlock;
+  parallel_for(n_stripes, n_threads, [&](uint32_t stripe) {
+    const uint32_t row = stripe * kBlock, n_here = std::min(kBlock, n_rows - row);
+    Block part(x + size_t{row} * n, n_here, n, Eigen::OuterStride<>(n));
+    factor.transpose().triangularView<Eigen::Lower>().solveInPlace<Eigen::OnTheRight>(part);
+    factor.triangularView<Eigen::Upper>().solveInPlace<Eigen::OnTheRight>(part);
+  });
+}
+
 std::vector<double> inverse_diagonal(const std::vector<double>& v, uint32_t n, uint32_t n_threads) {
   // h^-1 = U' U with U = V^-1, upper: [h^-1]_jj is the squared norm of U's column j.
   std::vector<double> diagonal(n);

@@ -13,6 +13,9 @@ bool factor_upper(std::vector<double>& h, uint32_t n, uint32_t n_threads);
 // diag(h^-1) from h's factor V: [n].
 std::vector<double> inverse_diagonal(const std::vector<double>& v, uint32_t n, uint32_t n_threads);
 
+// x [n_rows, n] <- x h^-1, from h's factor V.
+void solve_rows(const std::vector<double>& v, uint32_t n, double* x, uint32_t n_rows, uint32_t n_threads);
+
 // Calls body(i) for i in [0, n) from n_threads threads, in no order. The first exception is rethrown.
 void parallel_for(uint32_t n, uint32_t n_threads, const std::function<void(uint32_t)>& body);
 

@@ -58,6 +58,12 @@ struct QuantizeResult {
   QuantizeReport report;
 };
 
+// What the weights should be when the input is not what it was: x^ comes from layers that are quantized already, x came
+// from the original ones. W E[x x^'] E[x^ x^']^-1 maps x^ to W x with the least square error; `strength` (0..1) of the way
+// from W to it is taken, in place. cross: E[x x^'], [n_cols, n_cols]. damping: as in QuantizeOptions.
+void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, const Hessian& hessian,
+              const std::vector<double>& cross, double strength, double damping, uint32_t n_threads);
+
 // weights: [n_rows, n_cols] row-major, finite. hessian: may be null. Deterministic, whatever n_threads (> 0).
 // Throws Error(kInvalidArgument) when the Hessian is not positive definite even after damping.
 QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols,

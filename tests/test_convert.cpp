@@ -27,6 +27,7 @@ ConvertOptions options_for(const TinyCheckpoint& checkpoint, double bits) {
   options.output = checkpoint.output();
   options.bits = bits;
   options.n_threads = 2;
+  options.calibration_tokens = 2048;
   return options;
 }
 
@@ -301,6 +302,36 @@ TEST_CASE("a bad checkpoint is refused in one line and leaves nothing") {
     CHECK_THROWS_WITH(convert(checkpoint.model_dir(), options_for(checkpoint, 16)), Contains("neither"));
     CHECK_THROWS_WITH(convert((checkpoint.dir / "none").string(), options_for(checkpoint, 16)),
                       Contains("cannot open"));
+  }
+}
+
+TEST_CASE("calibration lowers the error that counts and needs a text that serves") {
+  TinyCheckpoint checkpoint(64, 128, 2);
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  const ConvertReport calibrated = convert(checkpoint.model_dir(), options);
+  options.calibrate = false;
+  const ConvertReport plain = convert(checkpoint.model_dir(), options);
+  REQUIRE(calibrated.tensors.size() == plain.tensors.size());
+  for (size_t i = 0; i < plain.tensors.size(); ++i) {
+    const std::string& name = plain.tensors[i].name;
+    INFO(name);
+    if (name.starts_with("layers."))
+      CHECK(calibrated.tensors[i].relative_error < plain.tensors[i].relative_error);
+    else
+      CHECK(calibrated.tensors[i].relative_error == plain.tensors[i].relative_error);
+  }
+  std::filesystem::remove(checkpoint.output());
+  options.calibrate = true;
+  const std::string text = (checkpoint.dir / "model" / "text").string();
+  options.calibration_files = {text};
+  CHECK_THAT(failure(checkpoint, options), Contains("cannot open"));
+  for (const auto& [content, message] :
+       {std::pair<std::string, const char*>{"", "0 tokens, expected at least 512"},
+        {"too short", "9 tokens, expected at least 512"},
+        {std::string(5000, '\xff'), "not UTF-8"}}) {
+    std::ofstream(text, std::ios::binary) << content;
+    CHECK_THAT(failure(checkpoint, options), Contains(message));
   }
 }
 

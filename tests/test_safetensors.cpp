@@ -56,7 +56,7 @@ TEST_CASE("a header gives its tensors in the order of their data") {
 }
 
 TEST_CASE("a broken header is refused, naming what is wrong") {
-  const auto tensor = [](const std::string& body) { return "{\"t\":{" + body + "}}"; };
+  const auto tensor = [](const std::string& body) { return fmt::format("{{\"t\":{{{}}}}}", body); };
   struct Case {
     std::string json;
     uint64_t n_data;
@@ -72,7 +72,7 @@ TEST_CASE("a broken header is refused, naming what is wrong") {
       {"{\"t\":3}", 0, "'t': its entry is a number"},
       {"{\"t\":[]}", 0, "'t': its entry is an array"},
       {"{\"t\":null}", 0, "'t': its entry is null"},
-      {"{\"t\":{" + good + "},\"t\":{" + good + "}}", 4, "'t': appears twice"},
+      {fmt::format("{{\"t\":{{{0}}},\"t\":{{{0}}}}}", good), 4, "'t': appears twice"},
       {tensor(R"("dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4])"), 4,
        "key 'dtype' appears twice"},
       {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1)"), 4, "unknown key 'x'"},
@@ -96,7 +96,7 @@ TEST_CASE("a broken header is refused, naming what is wrong") {
       {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[18446744073709551600,18446744073709551604])"), 4,
        "overflow"},
       {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,8])"), 8, "starts at byte"},
-      {"{\"a\":{" + good + "},\"b\":{" + good + "}}", 4, "(overlap)"},
+      {fmt::format("{{\"a\":{{{0}}},\"b\":{{{0}}}}}", good), 4, "(overlap)"},
       {tensor(good), 3, "(truncated?)"},
       {tensor(good), 5, "(trailing data)"},
       {R"({"__metadata__":{"a":1}})", 0, "key 'a': unexpected a number"},
@@ -110,7 +110,7 @@ TEST_CASE("a broken header is refused, naming what is wrong") {
 }
 
 TEST_CASE("a nest of brackets as deep as the header is refused without recursion") {
-  CHECK_THAT(error_of("{\"t\":" + std::string(1'000'000, '['), 0), Contains("its entry is an array"));
+  CHECK_THAT(error_of(std::string("{\"t\":").append(1'000'000, '['), 0), Contains("its entry is an array"));
 }
 
 TEST_CASE("a file whose header length is out of bounds is refused") {
@@ -142,13 +142,14 @@ TEST_CASE("every truncation of a real file is refused") {
 TEST_CASE("a sharded checkpoint must agree with its index") {
   const TempDir dir;
   const auto shard = [](const std::string& name) {
-    return safetensors("{\"" + name + R"(":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}})", "abcd");
+    return safetensors(fmt::format(R"({{"{}":{{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}}})", name),
+                       "abcd");
   };
   dir.write("config.json", "{}");
   dir.write("one.safetensors", shard("a"));
   dir.write("two.safetensors", shard("b"));
   const auto open_with = [&](const std::string& map) {
-    dir.write("model.safetensors.index.json", "{\"weight_map\":" + map + "}");
+    dir.write("model.safetensors.index.json", fmt::format("{{\"weight_map\":{}}}", map));
     return Checkpoint::open(dir.path);
   };
   const Checkpoint checkpoint = open_with(R"({"a":"one.safetensors","b":"two.safetensors"})");

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "format/error.h"
 #include "format/float16.h"
 
 namespace pith::test {
@@ -46,7 +47,7 @@ class TinyCheckpoint {
     add("lm_head.weight", {300, dim});
     add("model.norm.weight", {dim});
     for (uint32_t i = 0; i < n_layers; ++i) {
-      const std::string layer = "model.layers." + std::to_string(i) + ".";
+      const std::string layer = fmt::format("model.layers.{}.", i);
       add(layer + "input_layernorm.weight", {dim});
       add(layer + "post_attention_layernorm.weight", {dim});
       add(layer + "self_attn.q_proj.weight", {dim, dim});

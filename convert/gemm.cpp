@@ -1,0 +1,96 @@
+// Tiles of 8 x 16 accumulators over panels that are packed so that the inner loop reads forward.
+#include "convert/gemm.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "convert/factor.h"
+
+namespace pith {
+
+namespace {
+
+constexpr uint32_t kRows = 8, kCols = 16;
+constexpr uint32_t kDepth = 256;  // of one pass in float before the sum moves to double (accumulate_products)
+typedef float Vector __attribute__((vector_size(4 * kCols), aligned(4)));  // loaded from anywhere
+
+// c[8][16] = sum over k of a[k][8] * b[k][16], strides in floats.
+__attribute__((target_clones("avx512f", "avx2", "default"))) void tile(const float* a, size_t a_stride,
+                                                                       const float* b, size_t b_stride,
+                                                                       uint32_t n, float* c) {
+  Vector sum[kRows] = {};
+  for (uint32_t k = 0; k < n; ++k, a += a_stride, b += b_stride) {
+    const Vector row = *reinterpret_cast<const Vector*>(b);
+    for (uint32_t i = 0; i < kRows; ++i) sum[i] += row * a[i];
+  }
+  for (uint32_t i = 0; i < kRows; ++i) *reinterpret_cast<Vector*>(c + i * kCols) = sum[i];
+}
+
+// out[k][width] = rows begin.. of m [n_rows, n_k], transposed; rows past the end are zero.
+void pack(const float* m, uint32_t n_rows, uint32_t n_k, uint32_t begin, uint32_t width, float* out) {
+  for (uint32_t i = 0; i < width; ++i) {
+    const float* row = m + size_t{begin + i} * n_k;
+    if (begin + i < n_rows)
+      for (uint32_t k = 0; k < n_k; ++k) out[size_t{k} * width + i] = row[k];
+    else
+      for (uint32_t k = 0; k < n_k; ++k) out[size_t{k} * width + i] = 0;
+  }
+}
+
+}  // namespace
+
+void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w, uint32_t m, float* y,
+                         uint32_t n_threads) {
+  constexpr uint32_t kTokens = 16 * kCols;  // of one block: its packed panels stay in the cache
+  const uint32_t n_blocks = (n + kTokens - 1) / kTokens;
+  parallel_for(n_blocks, n_threads, [&](uint32_t block) {
+    const uint32_t begin = block * kTokens, n_here = std::min(kTokens, n - begin);
+    const uint32_t n_panels = (n_here + kCols - 1) / kCols;
+    std::vector<float> packed(size_t{n_panels} * k * kCols), rows(size_t{k} * kRows);
+    for (uint32_t p = 0; p < n_panels; ++p)
+      pack(x, n, k, begin + p * kCols, kCols, packed.data() + size_t{p} * k * kCols);
+    float c[kRows * kCols];
+    for (uint32_t row = 0; row < m; row += kRows) {
+      pack(w, m, k, row, kRows, rows.data());
+      for (uint32_t p = 0; p < n_panels; ++p) {
+        tile(rows.data(), kRows, packed.data() + size_t{p} * k * kCols, kCols, k, c);
+        const uint32_t token = begin + p * kCols;
+        for (uint32_t j = 0; j < kCols && token + j < n; ++j)
+          for (uint32_t i = 0; i < kRows && row + i < m; ++i)
+            y[size_t{token + j} * m + row + i] = c[i * kCols + j];
+      }
+    }
+  });
+}
+
+void accumulate_products(const float* x, const float* y, uint32_t n, uint32_t k, uint32_t m, double* h,
+                         uint32_t n_threads) {
+  const uint32_t n_stripes = (k + kRows - 1) / kRows;
+  parallel_for(n_stripes, n_threads, [&](uint32_t stripe) {
+    const uint32_t row = stripe * kRows, n_rows = std::min(kRows, k - row);
+    std::vector<float> left(size_t{kDepth} * kRows), right(size_t{kDepth} * kCols);
+    float c[kRows * kCols];
+    for (uint32_t begin = 0; begin < n; begin += kDepth) {
+      const uint32_t depth = std::min(kDepth, n - begin);
+      for (uint32_t t = 0; t < depth; ++t)
+        for (uint32_t i = 0; i < kRows; ++i)
+          left[t * kRows + i] = i < n_rows ? x[size_t{begin + t} * k + row + i] : 0;
+      for (uint32_t col = 0; col < m; col += kCols) {
+        const uint32_t n_cols = std::min(kCols, m - col);
+        if (n_cols == kCols) {
+          tile(left.data(), kRows, y + size_t{begin} * m + col, m, depth, c);
+        } else {
+          std::fill(right.begin(), right.end(), 0.0f);
+          for (uint32_t t = 0; t < depth; ++t)
+            std::memcpy(&right[t * kCols], y + size_t{begin + t} * m + col, n_cols * sizeof(float));
+          tile(left.data(), kRows, right.data(), kCols, depth, c);
+        }
+        for (uint32_t i = 0; i < n_rows; ++i)
+          for (uint32_t j = 0; j < n_cols; ++j) h[size_t{row + i} * m + col + j] += double{c[i * kCols + j]};
+      }
+    }
+  });
+}
+
+}  // namespace pith

@@ -1,0 +1,16 @@
+// The two matrix products of calibration, float, on all cores. Sums run in a fixed order: the bits do not depend on the
+// number of threads or the instruction set.
+#pragma once
+#include <cstdint>
+
+namespace pith {
+
+// y [n, m] = x [n, k] times w' (w: [m, k]). All row-major, dense.
+void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w, uint32_t m, float* y,
+                         uint32_t n_threads);
+
+// h [k, m] += x' y over n rows (x: [n, k], y: [n, m]).
+void accumulate_products(const float* x, const float* y, uint32_t n, uint32_t k, uint32_t m, double* h,
+                         uint32_t n_threads);
+
+}  // namespace pith
