@@ -2,7 +2,7 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-target_sources(pith_runtime PRIVATE cpu/measure.cpp evaluate.cpp golden.cpp)
+target_sources(pith_runtime PRIVATE evaluate.cpp golden.cpp)
 
 add_library(pith_capi OBJECT capi.cpp capi_model.cpp capi_session.cpp)
 target_link_libraries(pith_capi PUBLIC pith_runtime)

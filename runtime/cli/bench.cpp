@@ -6,6 +6,7 @@
 
 #include "runtime/cli/cli.h"
 #include "runtime/cli/terminal.h"
+#include "runtime/cpu/kernels.h"
 #include "runtime/cpu/measure.h"
 #include "runtime/model.h"
 #include "runtime/session.h"
@@ -26,6 +27,19 @@ uint64_t weight_bytes_per_token(const Model& model) {
   for (const Tensor& tensor : model.container().tensors())
     if (tensor.name != "embed" || model.spec().tied_embeddings) n_bytes += tensor.size_bytes;
   return n_bytes;
+}
+
+// Multiply-adds of one token in matrices; the head counts once, as in a prompt only the last token needs it.
+double macs_of_prompt(const Model& model, uint32_t n_tokens) {
+  double body = 0, head = 0;
+  for (const Tensor& tensor : model.container().tensors()) {
+    const double n = static_cast<double>(tensor.n_rows) * tensor.n_cols;
+    if (tensor.name == "embed" || tensor.name == "head")
+      head = n;
+    else if (tensor.n_rows > 1)
+      body += n;
+  }
+  return body * n_tokens + head;
 }
 
 template <typename F>
@@ -64,18 +78,22 @@ int run(const BenchCommand& command) {
       for (uint32_t t = 0; t < n_tokens; ++t) session.append(ids[n_prompt + t]);
     }));
   }
-  const double bandwidth = cpu::measure_read_bandwidth(session.options().n_threads) / 1e9;
+  const SessionOptions& resolved = session.options();
+  const double bandwidth = cpu::measure_read_bandwidth(resolved.n_threads, resolved.kernels) / 1e9;
+  const double mac_peak = cpu::measure_mac_peak(resolved.n_threads, resolved.kernels);
   progress.clear();
+  const std::string kernels = cpu::select_kernels(resolved.kernels).name;
   const double prompt_tps = n_prompt / median(prompt_seconds), tps = n_tokens / median(token_seconds);
   const uint64_t n_bytes = weight_bytes_per_token(*model);
+  const double macs_per_s = macs_of_prompt(*model, n_prompt) / median(prompt_seconds);
   const double gb_per_s = static_cast<double>(n_bytes) * tps / 1e9;
 
   if (command.json) {
     nlohmann::ordered_json out;
     out["file"] = command.file;
-    out["device"] = session.options().device;
-    out["kernels"] = session.options().kernels;
-    out["threads"] = session.options().n_threads;
+    out["device"] = resolved.device;
+    out["kernels"] = kernels;
+    out["threads"] = resolved.n_threads;
     out["prompt_tokens"] = n_prompt;
     out["generated_tokens"] = n_tokens;
     out["prompt_tps"] = prompt_tps;
@@ -84,16 +102,19 @@ int run(const BenchCommand& command) {
     out["gb_per_s"] = gb_per_s;
     out["bandwidth_gb_per_s"] = bandwidth;
     out["bandwidth_share"] = gb_per_s / bandwidth;
+    out["prompt_macs_per_s"] = macs_per_s;
+    out["int8_peak_macs_per_s"] = mac_peak;
+    out["int8_peak_share"] = macs_per_s / mac_peak;
     write_output(out.dump(2) + "\n");
     return kOk;
   }
   write_output(fmt::format(
       "{}: {} kernels, {} threads, device {}\n"
-      "prompt      {:>10.1f} tokens/s  ({} tokens)\n"
-      "generation  {:>10.1f} tokens/s  ({} tokens, {} of weights each)\n"
-      "weights     {:>10.2f} GB/s, {:.0f} % of the {:.2f} GB/s that reading memory reaches here\n",
-      command.file, session.options().kernels, session.options().n_threads, session.options().device,
-      prompt_tps, n_prompt, tps, n_tokens, human_bytes(n_bytes), gb_per_s, 100 * gb_per_s / bandwidth,
+      "prompt      {:>10.1f} tokens/s  {} tokens, {:.1f} G multiply-adds/s, {:.0f} % of the int8 peak here\n"
+      "generation  {:>10.1f} tokens/s  {} tokens, {} of weights each\n"
+      "            {:>10.2f} GB/s      {:.0f} % of the {:.2f} GB/s that reading memory reaches here\n",
+      command.file, kernels, resolved.n_threads, resolved.device, prompt_tps, n_prompt, macs_per_s / 1e9,
+      100 * macs_per_s / mac_peak, tps, n_tokens, human_bytes(n_bytes), gb_per_s, 100 * gb_per_s / bandwidth,
       bandwidth));
   return kOk;
 }

@@ -56,6 +56,14 @@ void add_convert(CLI::App& root, Action& action) {
                   "Embedding and head below 16 bits: 4 or 16 (4)")
       ->type_name("B")
       ->check(CLI::IsMember({4, 16}));
+  app->add_option("--calib", command->options.calibration_files,
+                  "Texts to calibrate on below 16 bits (default: a built-in one)")
+      ->type_name("FILE")
+      ->expected(1, -1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app->add_option("--calib-tokens", command->options.calibration_tokens, "At most N tokens of them (65536)")
+      ->type_name("N");
+  app->add_flag("!--no-calib", command->options.calibrate, "Quantize without calibration");
   app->add_option("-t,--threads", command->options.n_threads, "Threads (default: all cores)")->type_name("N");
   app->add_flag("--force", command->options.force,
                 "Note unknown config keys and unused tensors, do not refuse them");
