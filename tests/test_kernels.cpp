@@ -78,10 +78,11 @@ std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector
   const uint32_t padded = m.is_q24() ? m.view.layout.padded_cols : 64;
   std::vector<int8_t> a(size_t{padded} * in.n_lanes + 64);
   std::vector<int16_t> sums(size_t{padded} / 16 * in.n_lanes);
-  std::vector<float> scales(size_t{padded + 127} / 128 * in.n_lanes);
+  std::vector<float> scales(size_t{padded + 127} / 128 * in.n_lanes), x_hat(padded);
   in.a = a.data();
   in.sums = sums.data();
   in.scales = scales.data();
+  in.x_hat = x_hat.data();
   if (m.is_q24())
     for (uint32_t t = 0; t < n_tokens; ++t)
       k.quantize(m, x.data() + size_t{t} * m.n_cols, 0, m.n_blocks(), t, in);

@@ -127,9 +127,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
       const __m256i col = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
       const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(l.padded_cols)), col);
       const __m256i at = _mm256_and_si256(col, inside);
-      const __m256i bytes = _mm256_i32gather_epi32(reinterpret_cast<const int*>(in.a), at, 1);
-      const __m256 a = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 24), 24));
-      const __m256 x = _mm256_mul_ps(_mm256_i32gather_ps(in.scales, _mm256_srli_epi32(at, 7), 4), a);
+      const __m256 x = _mm256_i32gather_ps(in.x_hat, at, 4);
       const __m256 with = _mm256_fmadd_ps(halves_to_float(_mm256_srli_epi32(words, 16)), x, sum);
       sum = _mm256_blendv_ps(sum, with, _mm256_castsi256_ps(inside));
     }

@@ -45,6 +45,7 @@ struct Scratch {
     a = arena.take<int8_t>(lanes * weights.max_padded_cols + 64);
     sums = arena.take<int16_t>(lanes * weights.max_padded_cols / 16);
     scales = arena.take<float>(lanes * ((weights.max_padded_cols + kBlock - 1) / kBlock));
+    x_hat = arena.take<float>(weights.max_padded_cols);
     thread_row = arena.take<float>(t * thread_stride);
     y = arena.take<float>(t * y_stride);
     panel = arena.take<uint8_t>(t * panel_stride);
@@ -71,6 +72,7 @@ struct Scratch {
   int8_t* a;      // quantized input of the current matrix: Input
   int16_t* sums;
   float* scales;
+  float* x_hat;
   float* thread_row;             // [threads, thread_stride] the normed token, for decode
   float* y;                      // [threads, 32, lanes]
   uint8_t* panel;                // [threads] kernel scratch
@@ -159,6 +161,7 @@ Input CpuBackend::prepare(uint32_t thread, const Matrix& m, const float* x, uint
   in.a = scratch_.a;
   in.sums = scratch_.sums;
   in.scales = scratch_.scales;
+  in.x_hat = scratch_.x_hat;
   in.x = x;
   in.x_stride = x_stride;
   const uint32_t n_threads = pool_.n_threads();

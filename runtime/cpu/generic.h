@@ -66,6 +66,12 @@ void for_each_vector(uint32_t n, F&& f) {
         [rest](V x, float* p) { store_tail(x, p, rest); });
 }
 
+// A whole number in float as int; 0 for NaN.
+template <class Float>
+int whole(Float x) {
+  return x == x ? static_cast<int>(x) : 0;
+}
+
 template <class V>
 struct Generic {
   static void rms_norm(const float* x, const float* w, uint32_t n, float eps, float* out) {
@@ -96,15 +102,17 @@ struct Generic {
       }
       const float max = V::reduce_max(largest);
       const bool zero = max < 1e-30f;
-      in.scales[size_t{b} * in.n_lanes + lane] = zero ? 0.0f : max / 127.0f;
+      const float scale = zero ? 0.0f : max / 127.0f;
+      in.scales[size_t{b} * in.n_lanes + lane] = scale;
       const V inverse = V::set1(zero ? 0.0f : 127.0f / max);
       const V magic = V::set1(12582912.0f);
       for (uint32_t i = 0; i < n_lines; ++i) {
         const uint32_t line = first_line + i;
+        const V rounded = values[i] * inverse + magic - magic;
         int8_t a[16];
-        (values[i] * inverse + magic - magic).store_i8(a);
-        int sum = 0;
-        for (int8_t v : a) sum += v;
+        rounded.store_i8(a);
+        if (in.n_lanes == 1) (V::set1(scale) * rounded).store(in.x_hat + line * 16);
+        const int sum = whole(V::reduce_add(rounded));  // of whole numbers below 2^11: exact in any order
         in.sums[(size_t{line / 2} * in.n_lanes + lane) * 2 + line % 2] = static_cast<int16_t>(sum);
         int8_t* const out = in.a + (size_t{line} * 4 * in.n_lanes + lane) * 4;
         for (uint32_t p = 0; p < 4; ++p) __builtin_memcpy(out + size_t{p} * in.n_lanes * 4, a + 4 * p, 4);

@@ -55,6 +55,7 @@ struct Input {
   int8_t* a = nullptr;      // kQ24: [padded_cols / 4, n_lanes, 4], and 64 readable bytes behind
   int16_t* sums = nullptr;  // kQ24: [n_lines / 2, n_lanes, 2], sum of a over a line
   float* scales = nullptr;  // kQ24: [n_blocks, n_lanes]
+  float* x_hat = nullptr;   // kQ24, one token only: [padded_cols] scale * a, for outliers
 };
 
 inline uint32_t lanes_for(uint32_t n_tokens) {
