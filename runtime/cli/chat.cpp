@@ -40,6 +40,10 @@ void install_interrupt_handler() {
   sigaction(SIGINT, &act, nullptr);
 }
 
+std::string count_turns(size_t n) {
+  return fmt::format("{} turn{}", n, n == 1 ? "" : "s");
+}
+
 std::string trimmed(std::string_view text) {
   const size_t begin = text.find_first_not_of(" \t\r\n");
   if (begin == std::string_view::npos) return "";
@@ -151,8 +155,10 @@ class Chat {
   static void unknown(const std::string& name) {
     const std::string near = did_you_mean(
         name, {"help", "system", "set", "stats", "undo", "retry", "forget", "save", "load", "quit"});
-    throw_error(ErrorCode::kInvalidArgument, "/{} is not a command{}; // begins a text with a slash", name,
-                near.empty() ? ", /help lists them" : fmt::format(", did you mean /{}?", near));
+    if (!near.empty())
+      throw_error(ErrorCode::kInvalidArgument, "/{} is not a command; did you mean /{}?", name, near);
+    throw_error(ErrorCode::kInvalidArgument,
+                "/{} is not a command (/help); a text that begins with / is typed //", name);
   }
 
   static void print_lines(const std::string& text) { std::fprintf(stderr, "%s\n", text.c_str()); }
@@ -191,8 +197,8 @@ class Chat {
 
   void stats() {
     const auto rate = [](uint32_t n, double seconds) { return seconds > 0 ? n / seconds : 0; };
-    print_lines(fmt::format("context    {} of {} tokens, {} turns", get(session_, "n_tokens"),
-                            conversation_.n_ctx(), conversation_.n_turns()));
+    print_lines(fmt::format("context    {} of {} tokens, {}", get(session_, "n_tokens"),
+                            conversation_.n_ctx(), count_turns(conversation_.n_turns())));
     if (reply_.n_prompt > 0)
       print_lines(fmt::format(
           "last reply {} prompt tokens ({} reused, {:.1f} tokens/s), {} generated, {:.1f} tokens/s",
@@ -231,20 +237,20 @@ class Chat {
         throw_error(ErrorCode::kInvalidArgument, "/forget: '{}' is not a number of turns", text);
     }
     n = conversation_.forget(n);
-    print_note(fmt::format("[{} turns dropped, {} left]", n, conversation_.n_turns()));
+    print_note(fmt::format("[{} dropped, {} left]", count_turns(n), conversation_.n_turns()));
   }
 
   void save(const std::string& path) {
     if (path.empty()) throw_error(ErrorCode::kInvalidArgument, "/save needs a file name");
     conversation_.save(expand_home(path));
-    print_note(fmt::format("[{} turns saved to {}]", conversation_.n_turns(), path));
+    print_note(fmt::format("[{} saved to {}]", count_turns(conversation_.n_turns()), path));
   }
 
   void load(const std::string& path) {
     if (path.empty()) throw_error(ErrorCode::kInvalidArgument, "/load needs a file name");
     const bool same_model = conversation_.load(expand_home(path));
-    print_note(
-        fmt::format("[{} turns{}]", conversation_.n_turns(), same_model ? "" : ", saved with another model"));
+    print_note(fmt::format("[{}{}]", count_turns(conversation_.n_turns()),
+                           same_model ? "" : ", saved with another model"));
   }
 
   const pith_model* model_;

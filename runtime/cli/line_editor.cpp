@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <histedit.h>
 #include <langinfo.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,12 +15,34 @@
 #include <cstring>
 #include <cwchar>
 #include <filesystem>
+#include <string_view>
 
 namespace pith::cli {
 
 namespace {
+
 constexpr int kHistoryLines = 1000;
+
+// Terminals that know bracketed paste put these around what is pasted, so that its newlines are not Enter.
+constexpr std::string_view kPasteBegin = "\x1b[200~", kPasteEnd = "\x1b[201~";
+constexpr const char* kPasteOn = "\x1b[?2004h";
+constexpr const char* kPasteOff = "\x1b[?2004l";
+// How a newline inside the line looks while it is edited and in the history.
+constexpr wchar_t kNewlineSign = L'\u23ce';
+constexpr std::string_view kNewlineSignUtf8 = "\u23ce";
+
+bool terminal_takes_escapes() {
+  const char* const term = std::getenv("TERM");
+  return term != nullptr && std::strcmp(term, "dumb") != 0;
 }
+
+std::string replaced(std::string text, std::string_view from, std::string_view to) {
+  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
+    text.replace(at, from.size(), to);
+  return text;
+}
+
+}  // namespace
 
 struct LineEditor::Impl {
   EditLine* editor = nullptr;
@@ -27,6 +50,8 @@ struct LineEditor::Impl {
   std::string history_file, prompt;
   bool (*interrupted)() = nullptr;
   bool saw_interrupt = false;
+  std::string pending;  // read ahead of what libedit was given
+  bool pasting = false, after_return = false;
 
   static Impl& of(EditLine* editor) {
     void* self = nullptr;
@@ -36,22 +61,60 @@ struct LineEditor::Impl {
 
   static char* show_prompt(EditLine* editor) { return of(editor).prompt.data(); }
 
-  // libedit's own reader swallows the first EINTR; this one ends the line when the signal was Ctrl-C.
+  // 1, 0 at the end, -1 on Ctrl-C or failure. libedit's own reader swallows the first EINTR.
+  int next_byte(char& byte) {
+    if (!pending.empty()) {
+      byte = pending.front();
+      pending.erase(0, 1);
+      return 1;
+    }
+    while (true) {
+      const ssize_t n = ::read(STDIN_FILENO, &byte, 1);
+      if (n >= 0) return n > 0;
+      if (errno != EINTR) return -1;
+      if (interrupted()) {
+        saw_interrupt = true;
+        return -1;
+      }
+      el_set(editor, EL_REFRESH);  // back from a stop: draw the line again
+    }
+  }
+
+  // After an escape: true when it begins or ends a paste; otherwise its other bytes are pending.
+  bool take_paste_mark() {
+    std::string mark = "\x1b";
+    const auto may_become = [&](std::string_view whole) { return whole.starts_with(mark) && whole != mark; };
+    pollfd input{STDIN_FILENO, POLLIN, 0};
+    while ((may_become(kPasteBegin) || may_become(kPasteEnd)) && poll(&input, 1, 20) == 1) {
+      char byte;
+      if (::read(STDIN_FILENO, &byte, 1) != 1) break;
+      mark += byte;
+    }
+    if (mark == kPasteBegin || mark == kPasteEnd) {
+      pasting = mark == kPasteBegin;
+      return true;
+    }
+    pending = mark.substr(1);
+    return false;
+  }
+
   static int read_char(EditLine* editor, wchar_t* out) {
     Impl& self = of(editor);
     std::mbstate_t state{};
     while (true) {
       char byte;
-      const ssize_t n = ::read(STDIN_FILENO, &byte, 1);
-      if (n < 0 && errno == EINTR) {
-        if (self.interrupted()) {
-          self.saw_interrupt = true;
-          return -1;
-        }
-        el_set(editor, EL_REFRESH);  // back from a stop: draw the line again
-        continue;
+      const int n = self.next_byte(byte);
+      if (n <= 0) return n;
+      if (byte == '\x1b' && self.take_paste_mark()) continue;
+      if (self.pasting && static_cast<unsigned char>(byte) < 0x20) {
+        const bool second = byte == '\n' && self.after_return;  // of \r\n
+        self.after_return = byte == '\r';
+        if (second || (byte != '\n' && byte != '\r' && byte != '\t'))
+          continue;  // controls are text, not commands
+        *out = byte == '\t' ? L' ' : kNewlineSign;
+        return 1;
       }
-      if (n <= 0) return n < 0 ? -1 : 0;
+      self.after_return = false;
       const size_t used = std::mbrtowc(out, &byte, 1, &state);
       if (used == static_cast<size_t>(-2)) continue;  // inside a character
       if (used == static_cast<size_t>(-1)) {
@@ -94,19 +157,23 @@ LineEditor::Event LineEditor::read(const std::string& prompt, std::string& line,
   impl_->interrupted = interrupted;
   impl_->saw_interrupt = false;
   el_resize(impl_->editor);
+  const bool escapes = terminal_takes_escapes();
+  if (escapes) std::fputs(kPasteOn, stderr);
   int n = 0;
   const char* const text = el_gets(impl_->editor, &n);
+  if (escapes) std::fputs(kPasteOff, stderr);
+  impl_->pasting = false;
   if (impl_->saw_interrupt) return Event::kInterrupt;
   if (text == nullptr || n <= 0) return Event::kEnd;
-  line.assign(text, static_cast<size_t>(n));
-  if (line.ends_with('\n')) line.pop_back();
+  line = replaced(std::string(text, static_cast<size_t>(n)), kNewlineSignUtf8, "\n");
+  while (line.ends_with('\n')) line.pop_back();
   return Event::kLine;
 }
 
 void LineEditor::remember(const std::string& line) {
   if (impl_->history == nullptr || line.find_first_not_of(" \t") == std::string::npos) return;
   HistEvent event;
-  ::history(impl_->history, &event, H_ENTER, line.c_str());
+  ::history(impl_->history, &event, H_ENTER, replaced(line, "\n", kNewlineSignUtf8).c_str());
   if (impl_->history_file.empty()) return;
   // Made with its final mode, so that what was typed is never readable by others, not even for a moment.
   const int fd = ::open(impl_->history_file.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);

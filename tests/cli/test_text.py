@@ -187,7 +187,7 @@ class Terminal(CliTest):
         self.expect(r"\n")
         self.expect(r"> ")
         self.type("/stats\n")
-        self.expect(r"1 turns")
+        self.expect(r"1 turn\r?\n")
         self.type("/sytem\n")
         self.expect(r"did you mean /system")
         self.expect(r"> ")
@@ -196,6 +196,16 @@ class Terminal(CliTest):
         history = self.folder / "pith" / "history"
         self.assertEqual(history.stat().st_mode & 0o777, 0o600)
         self.assertIn("/stats", history.read_text(errors="replace"))
+
+    def test_pasted_lines_are_one_question(self):
+        self.start(self.models.full, "-n", "2", "--temp", "0")
+        self.expect(r"> ")
+        self.type("\x1b[200~first\nsecond\n\x1b[201~")
+        self.expect("second")
+        self.type("\n")
+        self.expect(r"> ")
+        self.type("/undo\n")
+        self.expect(r"\[taken back: first.second\]")
 
     def test_interrupting_stops_the_reply_and_not_the_program(self):
         self.start(self.models.full, "--temp", "1", "--ctx", "512")
