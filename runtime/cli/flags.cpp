@@ -23,8 +23,10 @@ void SessionFlags::add_session(CLI::App& app) {
   add(app, "-c,--ctx", "ctx", "Context in tokens (default: the model's, at most 4096)")->type_name("N");
   add(app, "-t,--threads", "threads", "Threads (default: physical cores)")->type_name("N");
   add(app, "--kv", "kv", "Key/value cache: f16 or i8")->type_name("TYPE");
+  add(app, "--chunk", "prefill_chunk", "Tokens of a prompt run at once (default: 128)")->type_name("N");
   add(app, "--device", "device", "auto, cpu, cuda or cuda:N")->type_name("NAME");
-  add(app, "--kernels", "kernels", "auto, scalar, avx2 or avx512")->type_name("NAME");
+  add(app, "--kernels", "kernels", "auto, scalar, avx2, avx512; on cuda registers, async, bulk")
+      ->type_name("NAME");
 }
 
 void SessionFlags::add_sampling(CLI::App& app) {

@@ -1,0 +1,387 @@
+// Times every CUDA kernel alone, on the shapes of real models, and prints Markdown tables. Part of tests/gpu_check.sh.
+//
+// Weights rotate through enough copies to pass the L2 several times over; each figure is the median of graph replays, so that launch
+// gaps are those of a running model. "share": bytes a launch must read, over its time, over what a device-to-device copy moves.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <random>
+
+#include "cuda/device.h"
+#include "cuda/kernels.h"
+#include "format/float16.h"
+
+namespace pith::cuda {
+namespace {
+
+constexpr uint32_t kReplays = 9;
+
+struct Bench {
+  DeviceInfo device = list_devices().devices.front();
+  Stream stream;
+  double copy_bytes_per_s = 0;
+  std::mt19937_64 rng{1};
+
+  // Seconds a call of `work`, which is recorded n_calls times in one graph.
+  double seconds(uint32_t n_calls, const std::function<void(uint32_t)>& work) {
+    Graph::begin(stream);
+    for (uint32_t i = 0; i < n_calls; ++i) work(i);
+    const Graph graph = Graph::end(stream);
+    graph.launch(stream);
+    stream.wait();
+    std::vector<double> times;
+    for (uint32_t i = 0; i < kReplays; ++i) {
+      Event begin, end;
+      begin.record(stream);
+      graph.launch(stream);
+      end.record(stream);
+      end.wait();
+      times.push_back(Event::milliseconds(begin, end) / 1e3 / n_calls);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+  Launch how(bool overlap = true) const { return {stream.handle(), overlap && device.sm() >= 90}; }
+
+  DeviceBuffer random_bytes(size_t n) {
+    std::vector<uint64_t> host(std::min<size_t>(n, 1 << 22) / 8 + 1);
+    for (uint64_t& v : host) v = rng();
+    DeviceBuffer buffer(n, "benchmark data");
+    for (size_t at = 0; at < n; at += host.size() * 8)
+      stream.copy_to_device(buffer.data() + at, host.data(), std::min(n - at, host.size() * 8));
+    stream.wait();
+    return buffer;
+  }
+  DeviceBuffer random_floats(size_t n) {
+    std::vector<float> host(n);
+    std::normal_distribution<float> normal;
+    for (float& v : host) v = normal(rng);
+    DeviceBuffer buffer(n * 4, "benchmark data");
+    stream.copy_to_device(buffer.data(), host.data(), n * 4);
+    stream.wait();
+    return buffer;
+  }
+  std::string share(double bytes, double time) const {
+    return fmt::format("{:.0f} %", 100 * bytes / time / copy_bytes_per_s);
+  }
+};
+
+void measure_copy(Bench& b) {
+  const size_t n = size_t{1} << 30;
+  const DeviceBuffer from = b.random_bytes(n), to(n, "copy target");
+  const double time = b.seconds(4, [&](uint32_t) { b.stream.copy_on_device(to.data(), from.data(), n); });
+  b.copy_bytes_per_s = 2.0 * static_cast<double>(n) / time;
+  fmt::print(
+      "{}: {} multiprocessors, compute capability {}.{}, L2 {} MB; a device-to-device copy moves {:.2f} TB/s "
+      "(read + "
+      "written)\n\n",
+      b.device.name, b.device.n_multiprocessors, b.device.compute_major, b.device.compute_minor,
+      b.device.l2_bytes >> 20, b.copy_bytes_per_s / 1e12);
+}
+
+// Copies of one random tensor, as many as pass the L2 four times.
+struct RotatingQ24 {
+  RotatingQ24(Bench& b, const q24::Shape& shape) : layout(q24::make_layout(shape)) {
+    const size_t n_bytes = layout.size_bytes + 1024;
+    const size_t n = std::clamp<size_t>(4 * b.device.l2_bytes / n_bytes + 1, 2, 64);
+    std::vector<uint8_t> host(n_bytes);
+    for (size_t i = 0; i + 8 <= n_bytes; i += 8) {
+      const uint64_t v = b.rng();
+      std::memcpy(host.data() + i, &v, 8);
+    }
+    const auto half = [&](uint64_t at, uint16_t v) { std::memcpy(host.data() + at, &v, 2); };
+    std::vector<uint16_t> perm(layout.padded_cols);
+    for (uint32_t c = 0; c < layout.padded_cols; ++c)
+      perm[c] = static_cast<uint16_t>(c < shape.n_cols ? c : 0xffff);
+    std::shuffle(perm.begin(), perm.begin() + shape.n_cols, b.rng);
+    std::memcpy(host.data() + layout.perm, perm.data(), perm.size() * 2);
+    for (uint32_t i = 0; i < layout.n_lines; ++i) half(layout.col_scale + i * 2, float_to_f16(1));
+    for (uint64_t i = 0; i < uint64_t{layout.n_panels} * 64; ++i)
+      half(layout.row_scale + i * 2, float_to_f16(0.001f));
+    for (uint64_t i = 0; i < uint64_t{layout.n_panels} * shape.n_slots * 32; ++i) {
+      half(layout.outliers + i * 4, static_cast<uint16_t>(b.rng() % (layout.padded_cols - shape.n_fine)));
+      half(layout.outliers + i * 4 + 2, float_to_f16(0.01f));
+    }
+    for (size_t i = 0; i < n; ++i) {
+      copies.emplace_back(n_bytes, "benchmark weights");
+      b.stream.copy_to_device(copies.back().data(), host.data(), n_bytes);
+      b.stream.wait();
+      weights.push_back(q24_weights(layout, copies.back().data()));
+    }
+  }
+  q24::Layout layout;
+  std::vector<DeviceBuffer> copies;
+  std::vector<Q24Weights> weights;
+};
+
+struct Shape {
+  const char* name;
+  uint32_t n_rows, n_cols;
+};
+constexpr Shape kShapes[] = {
+    {"7B qkv", 12288, 4096},  {"7B o", 4096, 4096},          {"7B gate/up", 22016, 4096},
+    {"7B down", 4096, 11008}, {"8B gate/up", 28672, 4096},   {"8B down", 4096, 14336},
+    {"1.1B qkv", 2560, 2048}, {"1.1B gate/up", 11264, 2048}, {"7B head, 4-bit", 32000, 4096}};
+
+// About 2.85 bits: every eighth column 4-bit, 0.4 % outliers.
+q24::Shape mixed(const Shape& s) {
+  q24::Shape q{s.n_rows, s.n_cols, 16, s.n_cols / 8 / 16 * 16, (s.n_cols * 4 + 999) / 1000};
+  if (std::strstr(s.name, "4-bit") != nullptr) q = {s.n_rows, s.n_cols, 16, s.n_cols, 0};
+  return q;
+}
+
+double time_matvec(Bench& b, const RotatingQ24& m, Pipeline pipeline, const MatvecShape& cut,
+                   bool overlap = true) {
+  const DeviceBuffer x = b.random_floats(m.layout.shape.n_cols),
+                     y(m.layout.shape.n_rows * size_t{4}, "output");
+  return b.seconds(static_cast<uint32_t>(std::max<size_t>(m.weights.size(), 16)), [&](uint32_t i) {
+    MatvecQ24 args{m.weights[i % m.weights.size()], {x.as<float>(), nullptr, 0}, {}, cut};
+    args.output.out = y.as<float>();
+    launch_matvec_q24(pipeline, args, b.how(overlap));
+  });
+}
+
+MatvecShape default_cut(const Bench& b, const RotatingQ24& m, Pipeline pipeline, bool synchronous) {
+  return choose_matvec_shape(pipeline, m.weights[0], synchronous,
+                             static_cast<uint32_t>(b.device.n_multiprocessors), b.device.max_shared_bytes);
+}
+
+struct NamedPipeline {
+  const char* name;
+  Pipeline pipeline;
+  int sm;
+};
+constexpr NamedPipeline kPipelines[] = {{"registers", Pipeline::kRegisters, 75},
+                                        {"cp.async", Pipeline::kAsyncCopy, 80},
+                                        {"bulk copy", Pipeline::kBulkCopy, 90}};
+
+void table_matvec(Bench& b) {
+  fmt::print(
+      "## Q24 matrix-vector product, about 2.85 bits: us (share of copy bandwidth)\n\n| shape | MB | floor "
+      "us |");
+  for (const NamedPipeline& p : kPipelines)
+    if (b.device.sm() >= p.sm) fmt::print(" {0} | {0}, synchronous |", p.name);
+  fmt::print(" best without overlap of launches |\n|---|---|---|---|---|---|---|---|---|---|\n");
+  for (const Shape& shape : kShapes) {
+    const RotatingQ24 m(b, mixed(shape));
+    const double n_bytes = static_cast<double>(m.layout.size_bytes);
+    fmt::print("| {} | {:.1f} | {:.1f} |", shape.name, n_bytes / 1e6, 1e6 * n_bytes / b.copy_bytes_per_s);
+    double best = 1e9;
+    Pipeline best_pipeline = Pipeline::kRegisters;
+    for (const NamedPipeline& p : kPipelines) {
+      if (b.device.sm() < p.sm) continue;
+      for (const bool synchronous : {false, true}) {
+        const double time = time_matvec(b, m, p.pipeline, default_cut(b, m, p.pipeline, synchronous));
+        fmt::print(" {:.1f} ({}) |", 1e6 * time, b.share(n_bytes, time));
+        if (time < best) best = time, best_pipeline = p.pipeline;
+      }
+    }
+    const double alone = time_matvec(b, m, best_pipeline, default_cut(b, m, best_pipeline, false), false);
+    fmt::print(" {:.1f} |\n", 1e6 * alone);
+    std::fflush(stdout);
+  }
+}
+
+void table_costs(Bench& b) {
+  fmt::print(
+      "\n## What 4-bit groups and outliers cost (7B gate/up, us, share)\n\n| 4-bit columns | slots a row | "
+      "MB |");
+  for (const NamedPipeline& p : kPipelines)
+    if (b.device.sm() >= p.sm) fmt::print(" {} |", p.name);
+  fmt::print("\n|---|---|---|---|---|---|\n");
+  const std::pair<uint32_t, uint32_t> cases[] = {{0, 0},     {0, 16},    {512, 0}, {512, 16},
+                                                 {1024, 16}, {2048, 16}, {4096, 0}};
+  for (const auto& [n_fine, n_slots] : cases) {
+    const RotatingQ24 m(b, {22016, 4096, 16, n_fine, n_slots});
+    const double n_bytes = static_cast<double>(m.layout.size_bytes);
+    fmt::print("| {:.1f} % | {} | {:.1f} |", n_fine / 40.96, n_slots, n_bytes / 1e6);
+    for (const NamedPipeline& p : kPipelines) {
+      if (b.device.sm() < p.sm) continue;
+      const double time = time_matvec(b, m, p.pipeline, default_cut(b, m, p.pipeline, false));
+      fmt::print(" {:.1f} ({}) |", 1e6 * time, b.share(n_bytes, time));
+    }
+    fmt::print("\n");
+  }
+}
+
+void table_cuts(Bench& b) {
+  fmt::print(
+      "\n## Warps a block and stages a ring: us\n\n| shape | pipeline | stages | 4 warps | 8 | 12 | 16 "
+      "|\n|---|---|---|---|---|---|---|\n");
+  for (const Shape& shape : {kShapes[0], kShapes[1], kShapes[2], kShapes[3]}) {
+    const RotatingQ24 m(b, mixed(shape));
+    for (const NamedPipeline& p : kPipelines) {
+      if (b.device.sm() < p.sm) continue;
+      for (const uint32_t n_stages : {2u, 3u, 4u}) {
+        if (p.pipeline == Pipeline::kRegisters && n_stages != 2) continue;
+        fmt::print("| {} | {} | {} |", shape.name, p.name, n_stages);
+        for (const uint32_t n_warps : {4u, 8u, 12u, 16u}) {
+          const MatvecShape cut{static_cast<uint32_t>(b.device.n_multiprocessors), n_warps, n_stages};
+          const bool fits =
+              matvec_q24_shared_bytes(p.pipeline, m.layout.padded_cols, cut) <= b.device.max_shared_bytes &&
+              (p.pipeline != Pipeline::kRegisters || n_warps <= 12);
+          if (fits)
+            fmt::print(" {:.1f} |", 1e6 * time_matvec(b, m, p.pipeline, cut));
+          else
+            fmt::print(" - |");
+        }
+        fmt::print("\n");
+      }
+    }
+  }
+}
+
+void table_plain(Bench& b) {
+  fmt::print(
+      "\n## 16-bit matrix-vector product: us (share)\n\n| shape | MB | 1 block a multiprocessor | 2 | 4 "
+      "|\n|---|---|---|---|---|\n");
+  for (const Shape& shape : kShapes) {
+    const size_t n_bytes = size_t{shape.n_rows} * shape.n_cols * 2;
+    const size_t n = std::clamp<size_t>(4 * b.device.l2_bytes / n_bytes + 1, 2, 16);
+    std::vector<DeviceBuffer> copies;
+    for (size_t i = 0; i < n; ++i) copies.push_back(b.random_bytes(n_bytes));
+    const DeviceBuffer x = b.random_floats(shape.n_cols), y(shape.n_rows * size_t{4}, "output");
+    fmt::print("| {} | {:.1f} |", shape.name, static_cast<double>(n_bytes) / 1e6);
+    for (const uint32_t per_sm : {1u, 2u, 4u}) {
+      const double time = b.seconds(16, [&](uint32_t i) {
+        MatvecPlain args;
+        args.w = {copies[i % n].data(), shape.n_rows, shape.n_cols, PlainKind::kBF16};
+        args.input.x = x.as<float>();
+        args.output.out = y.as<float>();
+        args.x_stride = shape.n_cols;
+        args.out_stride = shape.n_rows;
+        args.n_blocks = static_cast<uint32_t>(b.device.n_multiprocessors) * per_sm;
+        launch_matvec_plain(args, b.how());
+      });
+      fmt::print(" {:.1f} ({}) |", 1e6 * time, b.share(static_cast<double>(n_bytes), time));
+    }
+    fmt::print("\n");
+  }
+}
+
+struct AttentionData {
+  AttentionData(Bench& b, uint32_t heads, uint32_t kv_heads, uint32_t ctx, bool i8, uint32_t n_tokens)
+      : k(b.random_bytes(size_t{kv_heads} * ctx * 128 * (i8 ? 1 : 2))),
+        v(b.random_bytes(k.size_bytes())),
+        scales(b.random_floats(size_t{kv_heads} * ctx)),
+        rope(b.random_floats(size_t{ctx} * 64)),
+        qkv(b.random_floats(size_t{n_tokens} * (heads + 2 * kv_heads) * 128)),
+        out(size_t{n_tokens} * heads * 128 * 4, "output"),
+        parts(size_t{heads} * 64 * 130 * 4, "parts"),
+        tickets(kv_heads * size_t{4}, "tickets"),
+        position(4, "position") {
+    tickets.fill(0);
+    layer.norm_eps = 1e-5f;
+    layer.rope = {rope.as<float>(), rope.as<float>(), 128};
+    layer.k = k.data();
+    layer.v = v.data();
+    layer.k_scale = i8 ? scales.as<float>() : nullptr;
+    layer.v_scale = i8 ? scales.as<float>() : nullptr;
+    layer.n_heads = heads;
+    layer.n_kv_heads = kv_heads;
+    layer.head_dim = 128;
+    layer.n_ctx = ctx;
+    layer.scale = 0.088f;
+    layer.position = position.as<int32_t>();
+  }
+  DeviceBuffer k, v, scales, rope, qkv, out, parts, tickets, position;
+  AttentionLayer layer{};
+};
+
+void table_attention(Bench& b) {
+  fmt::print(
+      "\n## Attention, head_dim 128: us\n\n| heads | cache | tokens | position | splits | us | GB/s "
+      "|\n|---|---|---|---|---|---|---|\n");
+  const std::pair<uint32_t, uint32_t> cases[] = {{32, 32}, {32, 8}};
+  for (const auto& [heads, kv_heads] : cases)
+    for (const bool i8 : {false, true}) {
+      AttentionData d(b, heads, kv_heads, 4224, i8, 512);
+      for (const int32_t position : {15, 511, 4095}) {
+        b.stream.copy_to_device(d.position.data(), &position, 4);
+        b.stream.wait();
+        for (const uint32_t n_splits : {1u, 4u, 8u, 16u}) {
+          AttentionDecode a{};
+          static_cast<AttentionLayer&>(a) = d.layer;
+          a.qkv = d.qkv.as<float>();
+          a.out = d.out.as<float>();
+          a.parts = d.parts.as<float>();
+          a.tickets = d.tickets.as<uint32_t>();
+          const double time = b.seconds(32, [&](uint32_t) { launch_attention_decode(a, n_splits, b.how()); });
+          const double n_bytes = 2.0 * kv_heads * (position + 1) * (i8 ? 132 : 256);
+          fmt::print("| {}/{} | {} | 1 | {} | {} | {:.1f} | {:.0f} |\n", heads, kv_heads,
+                     i8 ? "int8" : "fp16", position, n_splits, 1e6 * time, n_bytes / time / 1e9);
+        }
+      }
+      for (const int32_t position : {0, 3584}) {
+        b.stream.copy_to_device(d.position.data(), &position, 4);
+        b.stream.wait();
+        AttentionPrefill a{};
+        static_cast<AttentionLayer&>(a) = d.layer;
+        a.qkv = d.qkv.as<float>();
+        a.out = d.out.as<float>();
+        a.n_tokens = 512;
+        const double append = b.seconds(8, [&](uint32_t) { launch_append_tokens(a, b.how()); });
+        const double time = b.seconds(8, [&](uint32_t) { launch_attention_prefill(a, b.how()); });
+        fmt::print("| {}/{} | {} | 512 | {} | | {:.1f} (+ {:.1f} norm, RoPE, append) | |\n", heads, kv_heads,
+                   i8 ? "int8" : "fp16", position, 1e6 * time, 1e6 * append);
+      }
+    }
+}
+
+void table_gemm(Bench& b) {
+  fmt::print(
+      "\n## Q24 matrix product: us (int8 TOPS)\n\n| shape | 128 tokens | 512 | 2048 | quantization of 2048 "
+      "|\n|---|---|---|---|---|\n");
+  for (const Shape& shape : {kShapes[0], kShapes[1], kShapes[2], kShapes[3]}) {
+    const RotatingQ24 m(b, mixed(shape));
+    constexpr uint32_t kTokens = 2048;
+    const uint32_t n_blocks = (m.layout.padded_cols + 127) / 128;
+    const DeviceBuffer x = b.random_floats(size_t{kTokens} * shape.n_cols),
+                       y(size_t{kTokens} * shape.n_rows * 4, "output"),
+                       a(size_t{n_blocks} * kTokens * 128, "a"),
+                       sums(size_t{n_blocks} * kTokens * 16, "sums"),
+                       scale(size_t{n_blocks} * kTokens * 4, "scale"),
+                       columns(size_t{m.layout.padded_cols} * kTokens * 4, "columns");
+    QuantizedTokens tokens{a.data(), sums.data(), scale.as<float>(), columns.as<float>(), kTokens, kTokens};
+    const double quantize = b.seconds(4, [&](uint32_t) {
+      launch_quantize_tokens({m.weights[0], {x.as<float>(), nullptr, 0}, shape.n_cols, tokens}, b.how());
+    });
+    fmt::print("| {} |", shape.name);
+    for (const uint32_t n : {128u, 512u, 2048u}) {
+      tokens.n_tokens = n;
+      GemmQ24 args{m.weights[0], tokens, {}, shape.n_rows};
+      args.output.out = y.as<float>();
+      const double time = b.seconds(4, [&](uint32_t) { launch_gemm_q24(args, b.how()); });
+      fmt::print(" {:.0f} ({:.0f}) |", 1e6 * time, 2e-12 * n * shape.n_rows * shape.n_cols / time);
+    }
+    fmt::print(" {:.0f} |\n", 1e6 * quantize);
+    std::fflush(stdout);
+  }
+}
+
+int run() {
+  const DeviceList list = list_devices();
+  if (list.devices.empty()) {
+    fmt::print("SKIP: {}\n", list.problem);
+    return 77;
+  }
+  use_device(0);
+  Bench b;
+  measure_copy(b);
+  table_matvec(b);
+  table_costs(b);
+  table_plain(b);
+  table_attention(b);
+  table_gemm(b);
+  table_cuts(b);
+  return 0;
+}
+
+}  // namespace
+}  // namespace pith::cuda
+
+int main() {
+  return pith::cuda::run();
+}
