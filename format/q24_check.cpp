@@ -69,8 +69,7 @@ class Checker {
   void row(uint32_t p, uint32_t w, bool exists) const {
     const uint64_t r = uint64_t{p} * kPanelRows + word_row(w);
     const uint16_t* const d = v_.row_scale + (uint64_t{p} * kPanelRows + w) * 2;
-    if (exists && !(f16_is_finite(d[0]) && f16_is_finite(d[1])))
-      refuse("row_scale of row", r, "finite d and dmin");
+    if (!f16_is_finite(d[0]) || !f16_is_finite(d[1])) refuse("row_scale of row", r, "finite d and dmin");
     if (!exists && (d[0] != 0 || d[1] != 0)) refuse("row_scale of row", r, "zero (padding)");
 
     const uint8_t* const scales = v_.scales + p * l_.scales_stride + w * 2;
@@ -79,8 +78,8 @@ class Checker {
 
     for (uint32_t i = 0; i < s_.n_slots; ++i) {
       const uint16_t* const slot = v_.outliers + ((uint64_t{p} * s_.n_slots + i) * kPanelRows + w) * 2;
-      if (exists && slot[0] >= outlier_limit_) refuse("outliers of row", r, "a 2-bit column");
-      if (exists && !f16_is_finite(slot[1])) refuse("outliers of row", r, "a finite delta");
+      if (slot[0] >= outlier_limit_) refuse("outliers of row", r, "a 2-bit column");
+      if (!f16_is_finite(slot[1])) refuse("outliers of row", r, "a finite delta");
       if (!exists && (slot[0] != 0 || slot[1] != 0)) refuse("outliers of row", r, "zero (padding)");
     }
   }
