@@ -14,6 +14,7 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kTokensPerTask = 64;
+constexpr size_t kMaxHeldOut = 16;  // windows
 
 uint32_t n_tasks(uint32_t n_tokens) {
   return (n_tokens + kTokensPerTask - 1) / kTokensPerTask;
@@ -26,6 +27,13 @@ void for_tokens(uint32_t n_tokens, uint32_t n_threads, Body&& body) {
     const uint32_t end = std::min(n_tokens, (task + 1) * kTokensPerTask);
     for (uint32_t t = task * kTokensPerTask; t < end; ++t) body(t);
   });
+}
+
+double log_sum_exp(const float* x, size_t n) {
+  const double top = double{*std::max_element(x, x + n)};
+  double sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += std::exp(double{x[i]} - top);
+  return top + std::log(sum);
 }
 
 const cpu::Kernels& kernels() {
@@ -51,7 +59,7 @@ CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, cons
   if (n_all < kMinCalibrationTokens)
     throw_error(ErrorCode::kInvalidArgument, "calibration text: {} tokens, expected at least {}", n_all,
                 kMinCalibrationTokens);
-  CalibrationTokens tokens{window, {}};
+  CalibrationTokens tokens{window, {}, 0};
   for (size_t at = 0, n_added = 1; n_added > 0; at += step) {
     n_added = 0;
     for (const std::vector<int32_t>& ids : encoded) {
@@ -65,6 +73,9 @@ CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, cons
   if (tokens.ids.empty())
     throw_error(ErrorCode::kInvalidArgument, "calibration text: no text of {} tokens, the length of a window",
                 step);
+  // One window in 16 is held out, at the end.
+  const size_t n_windows = tokens.ids.size() / window;
+  if (n_windows >= 4) tokens.n_held_out = static_cast<uint32_t>(std::clamp<size_t>(n_windows / 16, 1, kMaxHeldOut));
   return tokens;
 }
 
@@ -72,6 +83,7 @@ Calibration::Calibration(const ModelSpec& spec, CalibrationTokens tokens, uint32
     : spec_(spec),
       tokens_(std::move(tokens)),
       n_tokens_(static_cast<uint32_t>(tokens_.ids.size())),
+      n_counted_(n_tokens_ - tokens_.n_held_out * tokens_.window),
       n_threads_(n_threads) {
   original_.residual.resize(size_t{n_tokens_} * spec.dim);
   quantized_.residual.resize(size_t{n_tokens_} * spec.dim);
@@ -133,10 +145,10 @@ InputStatistics Calibration::input_statistics(Part part) const {
   const uint32_t n = n_inputs(part);
   InputStatistics result{n, std::vector<double>(size_t{n} * n), std::vector<double>(size_t{n} * n)};
   const float* const x = quantized_.input.data();
-  accumulate_products(x, x, n_tokens_, n, n, result.h.data(), n_threads_);
-  accumulate_products(original_.input.data(), x, n_tokens_, n, n, result.cross.data(), n_threads_);
-  for (double& value : result.h) value /= n_tokens_;
-  for (double& value : result.cross) value /= n_tokens_;
+  accumulate_products(x, x, n_counted_, n, n, result.h.data(), n_threads_);
+  accumulate_products(original_.input.data(), x, n_counted_, n, n, result.cross.data(), n_threads_);
+  for (double& value : result.h) value /= n_counted_;
+  for (double& value : result.cross) value /= n_counted_;
   return result;
 }
 
@@ -233,6 +245,51 @@ void Calibration::attend(const std::vector<float>& qkv_in, std::vector<float>& o
       }
     }
   });
+}
+
+Calibration::HeldOut Calibration::held_out(const std::vector<float>& norm,
+                                           const std::vector<float>& head_original,
+                                           const std::vector<float>& head_quantized) const {
+  HeldOut result;
+  const uint32_t window = tokens_.window;
+  const size_t dim = spec_.dim, vocab = spec_.vocab_size;
+  if (tokens_.n_held_out == 0) return result;
+  double nll_original = 0, nll_quantized = 0, kl = 0;
+  std::vector<float> input(window * dim), logits[2];
+  for (uint32_t begin = n_counted_; begin < n_tokens_; begin += window) {
+    for (const bool is_original : {true, false}) {
+      const Stream& stream = is_original ? original_ : quantized_;
+      for (uint32_t t = 0; t < window; ++t)
+        kernels().rms_norm(stream.residual.data() + (begin + t) * dim, norm.data(), spec_.dim, spec_.norm_eps,
+                           input.data() + t * dim);
+      std::vector<float>& out = logits[is_original ? 0 : 1];
+      out.resize(window * vocab);
+      multiply_transposed(input.data(), window, spec_.dim,
+                          (is_original ? head_original : head_quantized).data(), spec_.vocab_size, out.data(),
+                          n_threads_);
+      for (float& value : out) value *= spec_.logit_scale;
+      if (spec_.logit_softcap > 0)
+        for (uint32_t t = 0; t < window; ++t)
+          kernels().softcap(out.data() + t * vocab, spec_.vocab_size, spec_.logit_softcap);
+    }
+    for (uint32_t t = 0; t + 1 < window; ++t) {
+      const float *p = logits[0].data() + t * vocab, *q = logits[1].data() + t * vocab;
+      const double log_p = log_sum_exp(p, vocab), log_q = log_sum_exp(q, vocab);
+      const size_t next = static_cast<size_t>(tokens_.ids[begin + t + 1]);
+      nll_original += log_p - double{p[next]};
+      nll_quantized += log_q - double{q[next]};
+      for (size_t i = 0; i < vocab; ++i) {
+        const double log_ratio = (double{p[i]} - log_p) - (double{q[i]} - log_q);
+        kl += std::exp(double{p[i]} - log_p) * log_ratio;
+      }
+      ++result.n_tokens;
+    }
+  }
+  const double n = static_cast<double>(result.n_tokens);
+  result.ppl_original = std::exp(nll_original / n);
+  result.ppl_quantized = std::exp(nll_quantized / n);
+  result.kl = kl / n;
+  return result;
 }
 
 double Calibration::drift() const {

@@ -22,6 +22,7 @@ constexpr uint32_t kMinCalibrationTokens = 512;
 struct CalibrationTokens {
   uint32_t window = 0;
   std::vector<int32_t> ids;  // [n_windows, window]
+  uint32_t n_held_out = 0;   // windows at the end that take no part in the statistics
 };
 CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, const Tokenizer& tokenizer,
                                      uint32_t window, uint32_t max_tokens);
@@ -55,6 +56,16 @@ class Calibration {
   InputStatistics input_statistics(Part part) const;
   void apply(Part part, const std::vector<float>& original, const std::vector<float>& quantized);
 
+  // How the two models differ on the windows that took no part in the statistics, after the last layer.
+  struct HeldOut {
+    uint64_t n_tokens = 0;                       // predicted
+    double ppl_original = 0, ppl_quantized = 0;  // both with this text, in float32
+    double kl = 0;                               // mean KL(original || quantized), nats
+  };
+  // norm: the final one. head: [vocab, dim] of either stream.
+  HeldOut held_out(const std::vector<float>& norm, const std::vector<float>& head_original,
+                   const std::vector<float>& head_quantized) const;
+
   // Mean squared difference of the streams over the original's mean square: how far the file's model has drifted.
   double drift() const;
 
@@ -73,7 +84,7 @@ class Calibration {
   void add_to_residual(Stream& stream, std::vector<float> branch, const std::vector<float>& post_norm) const;
   const ModelSpec& spec_;
   CalibrationTokens tokens_;
-  uint32_t n_tokens_, n_threads_, layer_ = 0;
+  uint32_t n_tokens_, n_counted_, n_threads_, layer_ = 0;  // counted: of the statistics
   LayerVectors vectors_;
   Stream original_, quantized_;
   std::vector<std::vector<float>> cos_, sin_;  // per rope: [window, rotary_dim / 2]

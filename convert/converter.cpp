@@ -24,6 +24,8 @@
 #include "format/float16.h"
 #include "format/writer.h"
 #include "models/family.h"
+#include "runtime/golden.h"
+#include "runtime/model.h"
 
 namespace pith {
 
@@ -165,6 +167,8 @@ class Conversion {
   void embed_plain(const TensorPlan& plan);
   LayerVectors layer_vectors(uint32_t layer) const;
   void store_quality(Metadata& metadata);
+  void check(Metadata& metadata);
+  std::vector<float> read_vector(const TensorPlan& plan) const;
   TensorKind plain_kind(const TensorPlan& plan, SourceType type) const;
   void add_plain(const TensorPlan& plan);
   bool write_plain(const TensorPlan& plan, Assembly& assembly, TensorKind kind);
@@ -268,8 +272,7 @@ LayerVectors Conversion::layer_vectors(uint32_t layer) const {
   for (const TensorPlan& plan : source_.plan)
     for (const auto& [part, out] : parts)
       if (plan.name == layer_tensor(layer, part)) {
-        out->resize(plan.n_cols);
-        Assembly(source_.checkpoint, plan, false).read_rows(0, 1, out->data());
+        *out = read_vector(plan);
       }
   return vectors;
 }
@@ -439,6 +442,61 @@ void Conversion::run(Metadata& metadata) {
   metadata.set("provenance.source_hash", fmt::format("{:016x}", source_hash));
   report_.n_weights = n_weights_;
   store_quality(metadata);
+  check(metadata);
+}
+
+std::vector<float> Conversion::read_vector(const TensorPlan& plan) const {
+  std::vector<float> values(plan.n_cols);
+  Assembly(source_.checkpoint, plan, true).read_rows(0, 1, values.data());
+  return values;
+}
+
+// A container's matrix as floats, in input order.
+std::vector<float> decode(const Tensor& tensor, uint32_t n_threads) {
+  std::vector<float> values(size_t{tensor.n_rows} * tensor.n_cols);
+  const bool is_q24 = tensor.kind == TensorKind::kQ24;
+  const q24::View view = is_q24 ? tensor.q24_view() : q24::View{};
+  const SourceType type = tensor.kind == TensorKind::kF32   ? SourceType::kF32
+                          : tensor.kind == TensorKind::kF16 ? SourceType::kF16
+                                                            : SourceType::kBF16;
+  parallel_for(tensor.n_rows, n_threads, [&](uint32_t r) {
+    float* const out = values.data() + size_t{r} * tensor.n_cols;
+    if (is_q24)
+      q24::dequantize_row(view, r, out);
+    else
+      to_float(type, tensor.data + size_t{r} * tensor.n_cols * (type == SourceType::kF32 ? 4 : 2),
+               tensor.n_cols, out);
+  });
+  return values;
+}
+
+// Tries the file before it is put in place: golden vectors, and how far it is from the original on held-out text.
+void Conversion::check(Metadata& metadata) {
+  if (options_.progress) options_.progress({"check", "", n_weights_, n_weights_});
+  writer_.preview(metadata, [&](const std::string& part_path) {
+    const std::shared_ptr<const Model> model = Model::open(part_path);
+    store_golden_text(metadata, model->tokenizer(), model->chat_template());
+    if (!options_.allow_nonfinite) store_golden_logits(metadata, model);
+    if (!calibration_) return;
+    const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
+    std::vector<float> norm, head;
+    for (const TensorPlan& plan : source_.plan) {
+      if (plan.name == "norm") norm = read_vector(plan);
+      if (plan.name != head_name) continue;
+      head.resize(size_t{plan.n_rows} * plan.n_cols);
+      Assembly(source_.checkpoint, plan, false).read_rows(0, plan.n_rows, head.data());
+    }
+    const Calibration::HeldOut held_out =
+        calibration_->held_out(norm, head, decode(model->container().get(head_name), n_threads_));
+    if (held_out.n_tokens == 0) return;
+    report_.ppl_ratio = held_out.ppl_quantized / held_out.ppl_original;
+    report_.kl = held_out.kl;
+    metadata.set("quality.held_out_tokens", held_out.n_tokens);
+    metadata.set("quality.ppl_original", held_out.ppl_original);
+    metadata.set("quality.ppl", held_out.ppl_quantized);
+    metadata.set("quality.ppl_ratio", report_.ppl_ratio);
+    metadata.set("quality.kl", held_out.kl);
+  });
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 //
 // Tensors stream one by one through format/writer.h in the order of the family's plan. Peak memory is two of the largest
 // tensors of the container in float32 plus a constant (64 MiB), whatever the model's size; a 16-bit target needs less
-// than one. Calibration needs more: see calibration.h. An interrupted run leaves OUTPUT.part and its journal, and the next run with the same source and options goes
+// than one. Calibration needs more: see calibration.h. The check at the end maps the
+// file (pages that the system can drop). An interrupted run leaves OUTPUT.part and its journal, and the next run with the same source and options goes
 // on after the last whole tensor; the bytes are the same as those of an uninterrupted run, for any number of threads.
 // Throws Error; a failure that resuming cannot help (bad input) leaves nothing behind.
 #pragma once
@@ -52,6 +53,7 @@ struct ConvertReport {
   double linear_bits = 0;  // of all linear layers together
   double file_bits = 0;    // file size over the number of weights
   uint64_t file_bytes = 0, n_weights = 0;
+  double ppl_ratio = 0, kl = 0;        // on held-out calibration text, against the original; 0: not measured
   size_t n_resumed = 0;                // tensors taken over from an interrupted run
   std::vector<TensorQuality> tensors;  // quantized ones
   std::vector<std::string> notes;      // one line each, for the user

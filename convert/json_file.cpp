@@ -3,6 +3,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -17,7 +18,7 @@ namespace {
 
 class LimitHandler : public nlohmann::json_sax<nlohmann::json> {
  public:
-  explicit LimitHandler(const std::string& where) : where_(where) {}
+  LimitHandler(const std::string& where, bool any_key) : where_(where), any_key_(any_key) {}
   bool null() override { return true; }
   bool boolean(bool) override { return true; }
   bool number_integer(number_integer_t) override { return true; }
@@ -36,6 +37,9 @@ class LimitHandler : public nlohmann::json_sax<nlohmann::json> {
   bool start_array(size_t) override { return enter(); }
   bool end_array() override { return leave(); }
   bool key(string_t& key) override {
+    if (!any_key_ &&
+        std::any_of(key.begin(), key.end(), [](char c) { return static_cast<unsigned char>(c) < ' '; }))
+      throw_error(ErrorCode::kFormat, "{}: a key with a control character", where_);
     if (!keys_.back().insert(key).second)
       throw_error(ErrorCode::kFormat, "{}: key '{}' appears twice", where_, key);
     return true;
@@ -55,6 +59,7 @@ class LimitHandler : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   const std::string& where_;
+  bool any_key_;
   int depth_ = 0;
   std::vector<std::set<std::string>> keys_;
 };
@@ -80,14 +85,14 @@ bool file_exists(const std::string& path) {
   return stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
 }
 
-nlohmann::json parse_json(std::string_view text, const std::string& where) {
-  LimitHandler limits(where);
+nlohmann::json parse_json(std::string_view text, const std::string& where, bool any_key) {
+  LimitHandler limits(where, any_key);
   nlohmann::json::sax_parse(text.begin(), text.end(), &limits);
   return nlohmann::json::parse(text.begin(), text.end());
 }
 
-nlohmann::json read_json_file(const std::string& path) {
-  return parse_json(read_text_file(path), path);
+nlohmann::json read_json_file(const std::string& path, bool any_key) {
+  return parse_json(read_text_file(path), path, any_key);
 }
 
 }  // namespace pith

@@ -48,6 +48,7 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
     if (depth_ == 2 && in_metadata_) {
       header_.metadata[key_] = value;
     } else if (depth_ == 2 && key_ == "dtype") {
+      if (safetensors_dtype_bytes(value) == 0) fail("unknown dtype");
       entry_.dtype = value;
     } else {
       unexpected("a string");
@@ -65,6 +66,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool key(string_t& key) override {
+    if (std::any_of(key.begin(), key.end(), [](char c) { return static_cast<unsigned char>(c) < ' '; }))
+      throw_error(ErrorCode::kFormat, "{}: a name with a control character", where_);
     if (depth_ == 1) {
       name_ = key;
       if (!names_.insert(key).second) fail("appears twice");
@@ -105,9 +108,7 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   void finish_entry() {
     if (keys_.size() != 3) fail("expected the keys dtype, shape and data_offsets");
     if (offsets_.size() != 2) fail("data_offsets: expected two numbers");
-    const uint64_t element_bytes = safetensors_dtype_bytes(entry_.dtype);
-    if (element_bytes == 0) fail(fmt::format("unknown dtype '{}'", entry_.dtype));
-    uint64_t size_bytes = element_bytes;
+    uint64_t size_bytes = safetensors_dtype_bytes(entry_.dtype);
     for (uint64_t n : entry_.shape) size_bytes = checked_mul(size_bytes, n);
     if (offsets_[1] < offsets_[0] || offsets_[1] - offsets_[0] != size_bytes)
       fail(fmt::format("data_offsets [{}, {}] do not span the {} bytes of {} {}", offsets_[0], offsets_[1],

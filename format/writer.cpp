@@ -55,6 +55,7 @@ struct Writer::Impl {
 
   uint64_t begin_tensor(const std::string& name) const;
   void end_tensor(TensorRecord record, const std::string& name);
+  HeaderRecord write_tail(const Metadata& metadata);
   void sync_folder() const;
 };
 
@@ -259,39 +260,61 @@ std::string Writer::noted(const std::string& name) const {
   return note == impl_->notes.end() ? std::string() : note->second;
 }
 
-void Writer::finish(const Metadata& metadata) {
-  Impl& w = *impl_;
-  if (w.done) throw_error(ErrorCode::kInternal, "{}: finished twice", w.path);
+HeaderRecord Writer::Impl::write_tail(const Metadata& metadata) {
+  if (done) throw_error(ErrorCode::kInternal, "{}: finished twice", path);
   const Bytes metadata_bytes = metadata.serialize();
   Bytes directory;
   uint32_t name_offset = 0;
-  for (TensorRecord record : w.records) {
+  for (TensorRecord record : records) {
     record.name_offset = name_offset;
     name_offset += record.name_size;
     append(directory, &record, sizeof record);
   }
-  for (const std::string& name : w.names) append(directory, name.data(), name.size());
+  for (const std::string& name : names) append(directory, name.data(), name.size());
 
   HeaderRecord h{};
   h.magic = kMagic;
   h.major = kMajor;
   h.minor = kMinor;
   h.header_size = sizeof h;
-  h.metadata_offset = w.end;
+  h.metadata_offset = end;
   h.metadata_size = metadata_bytes.size();
   h.directory_offset = checked_round_up(h.metadata_offset + h.metadata_size, kFileAlign);
   h.directory_size = directory.size();
   h.file_size = checked_round_up(h.directory_offset + h.directory_size, kFileAlign);
-  h.n_tensors = static_cast<uint32_t>(w.records.size());
+  h.n_tensors = static_cast<uint32_t>(records.size());
   h.metadata_checksum = checksum64(metadata_bytes);
   h.directory_checksum = checksum64(directory);
   h.header_checksum = header_checksum(h);
 
-  Bytes tail(h.file_size - w.end);
+  Bytes tail(h.file_size - end);
   std::memcpy(tail.data(), metadata_bytes.data(), metadata_bytes.size());
-  std::memcpy(tail.data() + (h.directory_offset - w.end), directory.data(), directory.size());
-  w.part.write_at(w.end, tail.data(), tail.size());
-  w.part.truncate(h.file_size);
+  std::memcpy(tail.data() + (h.directory_offset - end), directory.data(), directory.size());
+  part.write_at(end, tail.data(), tail.size());
+  part.truncate(h.file_size);
+  return h;
+}
+
+void Writer::preview(const Metadata& metadata, const std::function<void(const std::string& part_path)>& use) {
+  Impl& w = *impl_;
+  const HeaderRecord h = w.write_tail(metadata);
+  w.part.write_at(0, &h, sizeof h);
+  const auto close = [&] {
+    const std::array<uint8_t, kDataStart> no_header{};
+    w.part.write_at(0, no_header.data(), no_header.size());
+  };
+  try {
+    use(w.part_path);
+  } catch (...) {
+    close();
+    throw;
+  }
+  close();
+}
+
+void Writer::finish(const Metadata& metadata) {
+  Impl& w = *impl_;
+  const HeaderRecord h = w.write_tail(metadata);
   w.part.sync();
   w.part.write_at(0, &h, sizeof h);
   w.part.sync();

@@ -12,6 +12,7 @@
 // After a failed call the Writer is as before it: the caller may free space and repeat the call, or give up.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -42,6 +43,10 @@ class Writer {
   // tensor without it.
   void note(const std::string& name, const std::string& text);
   std::string noted(const std::string& name) const;  // "" when absent
+
+  // Makes the .part a whole file for as long as `use` runs (it gets the .part's path), so that a model can be tried before its
+  // metadata is final. Afterwards the .part does not open again, also when `use` throws.
+  void preview(const Metadata& metadata, const std::function<void(const std::string& part_path)>& use);
 
   // Writes metadata, directory and header, fsyncs, renames, fsyncs the folder, deletes the journal. Should the folder's
   // fsync fail (the last thing that can), the file is in place and whole, but might not outlive a power cut.

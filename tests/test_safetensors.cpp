@@ -77,7 +77,7 @@ TEST_CASE("a broken header is refused, naming what is wrong") {
        "key 'dtype' appears twice"},
       {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1)"), 4, "unknown key 'x'"},
       {tensor(R"("dtype":"F32","shape":[1])"), 4, "expected the keys dtype, shape and data_offsets"},
-      {tensor(R"("dtype":"F33","shape":[1],"data_offsets":[0,4])"), 4, "unknown dtype 'F33'"},
+      {tensor(R"("dtype":"F33","shape":[1],"data_offsets":[0,4])"), 4, "unknown dtype"},
       {tensor(R"("dtype":["F32"],"shape":[1],"data_offsets":[0,4])"), 4, "key 'dtype': unexpected an array"},
       {tensor(R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])"), 4,
        "key 'shape': unexpected a negative number"},
@@ -97,6 +97,7 @@ TEST_CASE("a broken header is refused, naming what is wrong") {
        "overflow"},
       {tensor(R"("dtype":"F32","shape":[1],"data_offsets":[4,8])"), 8, "starts at byte"},
       {fmt::format("{{\"a\":{{{0}}},\"b\":{{{0}}}}}", good), 4, "(overlap)"},
+      {R"({"a\nb":{}})", 0, "a name with a control character"},
       {tensor(good), 3, "(truncated?)"},
       {tensor(good), 5, "(trailing data)"},
       {R"({"__metadata__":{"a":1}})", 0, "key 'a': unexpected a number"},
@@ -196,6 +197,7 @@ TEST_CASE("JSON files are refused for duplicate keys, depth and size") {
   CHECK_THROWS_WITH(parse_json(R"({"a":1,"b":{"a":1,"a":2}})", "c"), Contains("c: key 'a' appears twice"));
   CHECK_THROWS_WITH(parse_json(std::string(100'000, '['), "c"), Contains("c: nested deeper than 64"));
   CHECK_THROWS_WITH(parse_json("{", "c"), Contains("c: not valid JSON at byte"));
+  CHECK_THROWS_WITH(parse_json(R"({"a\nb":1})", "c"), Contains("c: a key with a control character"));
   CHECK(parse_json(R"({"a":[1,2]})", "c")["a"][1] == 2);
   const TempDir dir;
   dir.write("big", std::string(11, ' '));

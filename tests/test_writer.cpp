@@ -468,6 +468,34 @@ TEST_CASE("a folder on a file system that cannot sync folders is no error") {
   CHECK(fs::exists(folder / "f"));
 }
 
+TEST_CASE("a preview opens while it is used and not after, and the file is the same as without") {
+  const TempFolder folder;
+  const auto write = [&](const std::string& name, bool with_preview, bool fails) {
+    Writer writer(folder / name, kJob);
+    const std::vector<uint8_t> data(64 * 4, 3);
+    writer.add("t", TensorKind::kF32, 8, 8, data);
+    if (with_preview) {
+      const auto use = [&](const std::string& part) {
+        CHECK(Container::open(part).tensors().size() == 1);
+        if (fails) throw_error(ErrorCode::kInternal, "no use");
+      };
+      Metadata draft;
+      draft.set("a.longer.key", std::string(1000, 'x'));
+      if (fails)
+        CHECK_THROWS_WITH(writer.preview(draft, use), "no use");
+      else
+        writer.preview(draft, use);
+      CHECK_THROWS_AS(Container::open(folder / (name + ".part")), Error);
+    }
+    writer.finish({});
+  };
+  write("plain", false, false);
+  write("previewed", true, false);
+  write("failed", true, true);
+  CHECK(read_file(folder / "previewed") == read_file(folder / "plain"));
+  CHECK(read_file(folder / "failed") == read_file(folder / "plain"));
+}
+
 TEST_CASE("what an interrupted finish left behind the tensors is cut off") {
   const TempFolder folder;
   {
