@@ -19,7 +19,10 @@ string(REGEX REPLACE "[^0-9]" "" PITH_ABI "${PITH_ABI_LINE}")
 add_library(pith_shared SHARED $<TARGET_OBJECTS:pith_capi>)
 target_link_libraries(pith_shared PRIVATE pith_runtime)
 target_link_options(pith_shared PRIVATE ${PITH_LINK_OPTIONS}
-  -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/install/pith.map -Wl,--no-undefined)
+  -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/install/pith.map)
+if(NOT PITH_SANITIZE AND NOT PITH_TSAN)  # a sanitizer's functions come with the program
+  target_link_options(pith_shared PRIVATE -Wl,--no-undefined)
+endif()
 set_target_properties(pith_shared PROPERTIES OUTPUT_NAME pith EXPORT_NAME pith
   VERSION ${PITH_ABI}.${PROJECT_VERSION} SOVERSION ${PITH_ABI} PUBLIC_HEADER pith.h
   LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/install/pith.map)
@@ -39,7 +42,9 @@ configure_package_config_file(install/pith-config.cmake.in pith-config.cmake
 write_basic_package_version_file(pith-config-version.cmake COMPATIBILITY SameMajorVersion)
 
 install(TARGETS pith_shared EXPORT pith-targets)
-install(TARGETS pith_static)
+if(NOT PITH_STATIC_SENTENCEPIECE)  # an archive that asks for others is of no use in a self-contained release
+  install(TARGETS pith_static)
+endif()
 install(EXPORT pith-targets NAMESPACE pith:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pith)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/pith-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/pith-config-version.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pith)

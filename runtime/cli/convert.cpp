@@ -1,4 +1,5 @@
 // pith convert: a Hugging Face checkpoint folder becomes one .pith file.
+#include <csignal>
 #include <memory>
 
 #include "convert/converter.h"
@@ -14,6 +15,16 @@ struct ConvertCommand {
   bool restart = false, tensors = false;
 };
 
+volatile std::sig_atomic_t interrupted = 0;
+
+// The first Ctrl-C ends the run where it can be resumed, the second at once.
+void stop_on_interrupt() {
+  struct sigaction act {};
+  act.sa_handler = [](int) { interrupted = 1; };
+  act.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  sigaction(SIGINT, &act, nullptr);
+}
+
 int run(const ConvertCommand& command) {
   ConvertOptions options = command.options;
   options.bits = parse_bits(command.bits);
@@ -22,7 +33,11 @@ int run(const ConvertCommand& command) {
     throw_error(ErrorCode::kInvalidArgument, "--preset {}: expected best or paper", command.preset);
   options.preset = command.preset == "paper" ? Preset::kPaper : Preset::kBest;
   Progress progress("weights");
-  options.progress = [&](const ConvertProgress& at) { progress.update(at.stage, at.done, at.total); };
+  options.progress = [&](const ConvertProgress& at) {
+    if (interrupted) throw_error(ErrorCode::kInterrupted, "interrupted; the same command goes on from here");
+    progress.update(at.stage, at.done, at.total);
+  };
+  stop_on_interrupt();
   const ConvertReport report = convert(command.dir, options);
   progress.clear();
   for (const std::string& note : report.notes) print_note(note);
@@ -36,6 +51,9 @@ int run(const ConvertCommand& command) {
   out += fmt::format(
       "{}: {}, {} weights, {:.3f} bits per weight of the linear layers, {:.3f} of the whole file\n",
       options.output, human_bytes(report.file_bytes), report.n_weights, report.linear_bits, report.file_bits);
+  if (report.ppl_ratio > 0)
+    out += fmt::format("held-out text: perplexity {:.4f} times the original's, KL divergence {:.4f}\n",
+                       report.ppl_ratio, report.kl);
   write_output(out);
   return kOk;
 }

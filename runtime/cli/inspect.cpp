@@ -1,5 +1,6 @@
 // pith inspect: what a file holds: the model's shape, bits per weight, quality, metadata, every tensor.
 // Opens the container only, so that it works on files whose tokenizer or family this build cannot run.
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -76,6 +77,15 @@ std::string short_value(const MetadataValue& value) {
       value);
 }
 
+// What the converter measured: relative squared error of each quantized tensor.
+std::map<std::string, float> tensor_errors(const Metadata& metadata) {
+  const auto names = metadata.get_or<std::vector<std::string>>("quality.tensors", {});
+  const auto errors = metadata.get_or<std::vector<float>>("quality.errors", {});
+  std::map<std::string, float> by_name;
+  for (size_t i = 0; i < std::min(names.size(), errors.size()); ++i) by_name[names[i]] = errors[i];
+  return by_name;
+}
+
 std::string to_json(const Container& container) {
   const Totals totals = count(container);
   Json out;
@@ -113,15 +123,23 @@ std::string to_lines(const Container& container, bool with_tensors) {
                   human_bytes(container.file_size()), container.fingerprint(), totals.weights);
   out += fmt::format("bits per weight {:.3f} linear layers, {:.3f} whole file\n", totals.linear_bits(),
                      8.0 * static_cast<double>(container.file_size()) / static_cast<double>(totals.weights));
+  const Metadata& metadata = container.metadata();
+  if (metadata.has("quality.ppl_ratio"))
+    out += fmt::format(
+        "quality         perplexity {:.4f} times the original's, KL divergence {:.4f} (held-out text)\n",
+        metadata.get<double>("quality.ppl_ratio"), metadata.get_or<double>("quality.kl", 0));
   out += "\nmetadata\n";
-  for (const auto& [key, value] : container.metadata().entries())
+  for (const auto& [key, value] : metadata.entries())
     out += fmt::format("  {:<32} {}\n", key, short_value(value));
   if (!with_tensors) return out;
-  out += fmt::format("\n{:<28} {:<5} {:>13} {:>12} {:>8}  {}\n", "tensor", "kind", "shape", "bytes", "bits/w",
-                     "4-bit columns, outliers a row, group");
+  const std::map<std::string, float> errors = tensor_errors(metadata);
+  out += fmt::format("\n{:<28} {:<5} {:>15} {:>12} {:>8} {:>8}  {}\n", "tensor", "kind", "shape", "bytes",
+                     "bits/w", "error", "4-bit columns, outliers a row, group");
   for (const Tensor& tensor : container.tensors()) {
-    out += fmt::format("{:<28} {:<5} {:>6} x {:>4} {:>12} {:>8.3f}", tensor.name, to_string(tensor.kind),
+    out += fmt::format("{:<28} {:<5} {:>7} x {:>5} {:>12} {:>8.3f}", tensor.name, to_string(tensor.kind),
                        tensor.n_rows, tensor.n_cols, tensor.size_bytes, bits_per_weight(tensor));
+    const auto error = errors.find(tensor.name);
+    if (error != errors.end()) out += fmt::format(" {:>8.5f}", error->second);  // of the squares
     if (tensor.kind == TensorKind::kQ24)
       out += fmt::format("  {}, {}, {}", tensor.q24.n_fine, tensor.q24.n_slots, tensor.q24.group);
     out += '\n';

@@ -246,7 +246,8 @@ class ReferenceModel(CliTest):
     def test_perplexity_and_greedy_text_are_the_references(self):
         text = self.skip_unless(SHARED / "text" / "tinystories" / "TinyStories-1000.txt")
         model = self.converted("16")
-        for kernels in ("scalar", "auto"):
+        # Every instruction set gives the same bits (test_kernels.cpp), so one is enough where all are slow.
+        for kernels in ("auto",) if "PITH_SANITIZED" in os.environ else ("scalar", "auto"):
             out = json.loads(self.ok(pith("eval", model, "--text", text, "--ctx", "256", "--max-tokens", "20000",
                                           "--kernels", kernels, "--json")).text)
             self.assertEqual(out["tokens"], 19890)
