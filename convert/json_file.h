@@ -13,8 +13,9 @@ constexpr int kMaxJsonDepth = 64;
 std::string read_text_file(const std::string& path, uint64_t max_bytes = kMaxJsonBytes);
 bool file_exists(const std::string& path);
 
-// Throws Error(kFormat) naming `where`, byte and cause.
-nlohmann::json parse_json(std::string_view text, const std::string& where);
-nlohmann::json read_json_file(const std::string& path);
+// Throws Error(kFormat) naming `where`, byte and cause. Keys with control characters are refused, unless any_key: a
+// vocabulary has them.
+nlohmann::json parse_json(std::string_view text, const std::string& where, bool any_key = false);
+nlohmann::json read_json_file(const std::string& path, bool any_key = false);
 
 }  // namespace pith

@@ -16,7 +16,7 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 json read_json_if_there(const fs::path& path) {
-  return file_exists(path.string()) ? read_json_file(path.string()) : json();
+  return file_exists(path.string()) ? read_json_file(path.string(), true) : json();
 }
 
 // A token named by a configuration: "text" or {"content": "text", ...}.
@@ -129,13 +129,13 @@ void Import::read_vocabulary() {
   } else if (!model.empty()) {
     bpe_ = read_tiktoken(model, path("tokenizer.model"), model_type(), vocab_size_);
   } else if (file_exists(path("vocab.json")) && file_exists(path("merges.txt"))) {
-    const json vocab = read_json_file(path("vocab.json"));
+    const json vocab = read_json_file(path("vocab.json"), true);
     bpe_ = read_vocab_and_merges(vocab, read_text_file(path("merges.txt")), dir_.string(), model_type(),
                                  vocab_size_);
     const json added = read_json_if_there(dir_ / "added_tokens.json");
     for (const auto& [text, id] : added.items()) {
       if (!id.is_number_unsigned())
-        throw_error(ErrorCode::kFormat, "{}: id of '{}'", path("added_tokens.json"), text);
+        throw_error(ErrorCode::kFormat, "{}: id of '{}'", path("added_tokens.json"), printable(text));
       check_vocab_size(id.get<uint64_t>() + 1, vocab_size_, path("added_tokens.json"));
       added_[id.get<int32_t>()] = {id.get<int32_t>(), text, 0};
     }
@@ -166,7 +166,7 @@ void Import::read_added_from_config() {
   for (const auto& [key, value] : decoder.items()) {
     if (key.empty() || key.size() > 9 ||
         !std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; }))
-      throw_error(ErrorCode::kFormat, "{}: '{}' is not a token id", where, key);
+      throw_error(ErrorCode::kFormat, "{}: '{}' is not a token id", where, printable(key));
     const int32_t id = std::stoi(key);
     check_vocab_size(static_cast<uint64_t>(id) + 1, vocab_size_, where);
     AddedToken token = read_added_token(value, id, where);
@@ -244,7 +244,7 @@ void Import::choose_bos() {
     bos_id_ = find(*name);
     if (bos_id_ < 0)
       throw_error(ErrorCode::kFormat, "{}: bos_token '{}' is not in the vocabulary",
-                  path("tokenizer_config.json"), *name);
+                  path("tokenizer_config.json"), printable(*name));
   } else if (!said) {
     if (const auto named = token_name(special_map_, "bos_token")) bos_id_ = find(*named);
     if (bos_id_ < 0 && first_special_) bos_id_ = find(*first_special_);

@@ -4,6 +4,7 @@
 #include "convert/tokenizer_import_parts.h"
 #include "format/error.h"
 #include "runtime/tokenizer_bytes.h"
+#include "runtime/utf8.h"
 
 namespace pith {
 
@@ -59,7 +60,7 @@ std::string decode_base64(std::string_view text, const std::string& where) {
                       : c == '+'             ? 62
                       : c == '/'             ? 63
                                              : -1;
-    if (value < 0) throw_error(ErrorCode::kFormat, "{}: '{}' is not base64", where, text.substr(0, 40));
+    if (value < 0) throw_error(ErrorCode::kFormat, "{}: '{}' is not base64", where, printable(text));
     bits = (bits << 6) | static_cast<uint32_t>(value);
     n_bits += 6;
     if (n_bits >= 8) {
@@ -67,8 +68,7 @@ std::string decode_base64(std::string_view text, const std::string& where) {
       out.push_back(static_cast<char>(bits >> n_bits));
     }
   }
-  if (text.size() % 4 != 0)
-    throw_error(ErrorCode::kFormat, "{}: '{}' is not base64", where, text.substr(0, 40));
+  if (text.size() % 4 != 0) throw_error(ErrorCode::kFormat, "{}: '{}' is not base64", where, printable(text));
   return out;
 }
 
@@ -151,7 +151,7 @@ void read_vocab(const nlohmann::json& vocab, const std::string& where, uint32_t 
   uint64_t n_tokens = 0;
   for (const auto& [text, id] : vocab.items()) {
     if (!id.is_number_unsigned())
-      throw_error(ErrorCode::kFormat, "{}: id of '{}' is {}", where, text, id.dump());
+      throw_error(ErrorCode::kFormat, "{}: id of '{}' is {}", where, printable(text), id.dump());
     n_tokens = std::max(n_tokens, id.get<uint64_t>() == UINT64_MAX ? UINT64_MAX : id.get<uint64_t>() + 1);
   }
   check_vocab_size(n_tokens, vocab_size, where);
@@ -161,8 +161,8 @@ void read_vocab(const nlohmann::json& vocab, const std::string& where, uint32_t 
     const size_t id = id_json.get<size_t>();
     if (text.empty()) continue;  // an empty token can never be made
     if (static_cast<TokenKind>(bpe.kinds[id]) != TokenKind::kEmpty)
-      throw_error(ErrorCode::kFormat, "{}: id {} belongs to '{}' and to '{}'", where, id, bpe.texts[id],
-                  text);
+      throw_error(ErrorCode::kFormat, "{}: id {} belongs to '{}' and to '{}'", where, id,
+                  printable(bpe.texts[id]), printable(text));
     TokenKind kind = TokenKind::kText;
     std::string bytes = text;
     if (bpe.byte_level && !from_byte_alphabet(text, bytes)) {
@@ -188,7 +188,7 @@ uint32_t MergeReader::id_of(const std::string& text) const {
   const auto found = vocab_.find(text);
   if (found == vocab_.end())
     throw_error(ErrorCode::kFormat, "{}: merge {} needs token '{}', which is not in the vocabulary", where_,
-                bpe_.merges.size() / 3, text);
+                bpe_.merges.size() / 3, printable(text));
   return found->get<uint32_t>();
 }
 
@@ -201,7 +201,7 @@ void MergeReader::add_line(std::string_view line) {
   if (space == std::string_view::npos || space == 0 || space + 1 == line.size() ||
       line.find(' ', space + 1) != std::string_view::npos)
     throw_error(ErrorCode::kFormat, "{}: merge {} is '{}', expected two tokens and a space", where_,
-                bpe_.merges.size() / 3, line);
+                bpe_.merges.size() / 3, printable(line));
   add(std::string(line.substr(0, space)), std::string(line.substr(space + 1)));
 }
 

@@ -46,7 +46,7 @@ class Component {
     return found;
   }
   [[noreturn]] void refuse(const std::string& what) const {
-    throw_error(ErrorCode::kUnsupported, "{}: {} is not supported", where_, what);
+    throw_error(ErrorCode::kUnsupported, "{}: {} is not supported", where_, printable(what));
   }
 
  private:

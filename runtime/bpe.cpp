@@ -150,17 +150,17 @@ void Bpe::load_merges(const std::vector<uint32_t>& merges) {
 void Bpe::start(std::string_view word, Scratch& scratch) const {
   std::vector<Symbol>& symbols = scratch.symbols;
   symbols.clear();
-  const auto add = [&](size_t begin, size_t end, int32_t id) {
+  const auto add = [&](uint32_t begin, uint32_t end, int32_t id) {
     const uint32_t n = static_cast<uint32_t>(symbols.size());
     symbols.push_back({begin, end, n == 0 ? kNone : n - 1, n + 1, id});
   };
-  size_t unk_begin = 0, unk_end = 0;  // pending unknown text
+  uint32_t unk_begin = 0, unk_end = 0;  // pending unknown text
   const auto flush_unknown = [&] {
     if (unk_end > unk_begin) add(unk_begin, unk_end, unk_id_);
     unk_begin = unk_end = 0;
   };
-  for (size_t at = 0; at < word.size();) {
-    const size_t end = at + (byte_level_ ? 1 : code_point_at(word, at).n_bytes);
+  for (uint32_t at = 0; at < word.size();) {
+    const uint32_t end = at + (byte_level_ ? 1 : code_point_at(word, at).n_bytes);
     const int32_t id =
         byte_level_ ? byte_ids_[static_cast<uint8_t>(word[at])] : vocabulary_.find(word.substr(at, end - at));
     const auto has_byte = [&](char c) { return byte_ids_[static_cast<uint8_t>(c)] >= 0; };
@@ -168,7 +168,7 @@ void Bpe::start(std::string_view word, Scratch& scratch) const {
       flush_unknown();
       add(at, end, id);
     } else if (byte_fallback_ && std::all_of(word.begin() + at, word.begin() + end, has_byte)) {
-      for (size_t k = at; k < end; ++k) add(k, k + 1, byte_ids_[static_cast<uint8_t>(word[k])]);
+      for (uint32_t k = at; k < end; ++k) add(k, k + 1, byte_ids_[static_cast<uint8_t>(word[k])]);
     } else if (unk_id_ >= 0) {
       if (unk_end > unk_begin && fuse_unk_) {
         unk_end = end;
@@ -202,6 +202,9 @@ Bpe::Candidate Bpe::merge_of(std::string_view word, const Scratch& scratch, uint
 }
 
 void Bpe::encode(std::string_view word, std::vector<int32_t>& ids, Scratch& scratch) const {
+  if (word.size() > (1u << 30))
+    throw_error(ErrorCode::kInvalidArgument, "word of {} bytes, at most {} can be tokenized", word.size(),
+                1u << 30);
   if (ignore_merges_) {
     const int32_t whole = vocabulary_.find(word);
     if (whole >= 0 && !is_special(whole)) {

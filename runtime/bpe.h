@@ -39,7 +39,7 @@ class Bpe {
   bool byte_level() const { return byte_level_; }
 
   struct Symbol {
-    size_t begin, end;    // bytes of the word; begin == end: merged away
+    uint32_t begin, end;  // bytes of the word; begin == end: merged away
     uint32_t prev, next;  // symbol index, kNone at the ends
     int32_t id;
   };
@@ -51,7 +51,7 @@ class Bpe {
     std::vector<Symbol> symbols;
     std::vector<Candidate> queue;
   };
-  // Appends the word's ids. A byte-level word is any bytes, another one valid UTF-8.
+  // Appends the ids of a word of at most 1 GiB: any bytes when byte-level, else valid UTF-8.
   void encode(std::string_view word, std::vector<int32_t>& ids, Scratch& scratch) const;
 
  private:

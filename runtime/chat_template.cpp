@@ -31,9 +31,9 @@ class Renderer {
       define_variables(messages, add_generation_prompt, bos, eos);
       block(ast_.root);
     } catch (const TemplateFault& found) {
-      throw_error(ErrorCode::kInvalidArgument, "chat template, line {}: {}", line_, found.message);
+      throw_error(ErrorCode::kInvalidArgument, "chat template, line {}: {}", line_, printable(found.message));
     } catch (const TemplateRaise& raised) {
-      throw_error(ErrorCode::kInvalidArgument, "chat template: {}", raised.message);
+      throw_error(ErrorCode::kInvalidArgument, "chat template: {}", printable(raised.message));
     }
     return std::move(out_);
   }

@@ -233,7 +233,7 @@ void Lexer::expression(std::string_view close, Token::Kind end_kind) {
           found = op;
           break;
         }
-      if (found.empty()) fail(fmt::format("unexpected character '{}'", c));
+      if (found.empty()) fail(fmt::format("unexpected character '{}'", printable(std::string_view(&c, 1))));
       if (c == '(' || c == '[' || c == '{') brackets.push_back(c == '(' ? ')' : c == '[' ? ']' : '}');
       if (c == ')' || c == ']' || c == '}') {
         if (brackets.empty() || brackets.back() != c) fail(fmt::format("unexpected '{}'", c));

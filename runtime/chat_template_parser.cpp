@@ -5,6 +5,7 @@
 
 #include "format/error.h"
 #include "runtime/chat_template_functions.h"
+#include "runtime/utf8.h"
 
 namespace pith {
 namespace {

@@ -21,7 +21,7 @@ constexpr const char* kSpaceMembers =
 constexpr const char* kWordMembers = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
 
 [[noreturn]] void refuse(const std::string& source, const std::string& why) {
-  throw_error(ErrorCode::kUnsupported, "pattern '{}': {}", source, why);
+  throw_error(ErrorCode::kUnsupported, "pattern '{}': {}", printable(source), why);
 }
 
 // Rewrites the class escapes and refuses syntax that means something else to PCRE2 than to Oniguruma.
@@ -83,7 +83,7 @@ struct Pattern::Compiled {
 };
 
 Pattern::Pattern(const std::string& source) : compiled_(std::make_unique<Compiled>()), source_(source) {
-  if (source.size() > kMaxPatternBytes) refuse(source.substr(0, 40) + "...", "longer than 64 KiB");
+  if (source.size() > kMaxPatternBytes) refuse(source, "longer than 64 KiB");
   const std::string rewritten = to_pcre2(source);
   int error = 0;
   size_t offset = 0;

@@ -8,6 +8,7 @@
 
 #include "format/error.h"
 #include "format/utf8.h"
+#include "runtime/utf8.h"
 
 namespace pith {
 namespace {
@@ -209,7 +210,8 @@ SentencePieceModel check_sentencepiece_model(std::string_view bytes) {
   std::unordered_set<std::string_view> texts;
   size_t n_unknown = 0, n_bytes = 0;
   for (const auto& piece : model.pieces) {
-    if (!texts.insert(piece.text).second) reader.fail(fmt::format("piece '{}' occurs twice", piece.text));
+    if (!texts.insert(piece.text).second)
+      reader.fail(fmt::format("piece '{}' occurs twice", printable(piece.text)));
     n_unknown += piece.type == PieceType::kUnknown;
     n_bytes += piece.type == PieceType::kByte;
   }

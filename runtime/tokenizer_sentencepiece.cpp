@@ -1,6 +1,8 @@
 // A tokenizer run by the sentencepiece library (this file alone includes it), with added tokens around it.
 #include <sentencepiece_processor.h>
 
+#include <mutex>
+
 #include "format/error.h"
 #include "runtime/tokenizer_added.h"
 #include "runtime/tokenizer_bytes.h"
@@ -32,7 +34,11 @@ class SentencePieceTokenizer : public Tokenizer {
 
   uint32_t vocab_size_;
   int32_t n_pieces_ = 0;
-  sentencepiece::SentencePieceProcessor with_prefix_, without_prefix_;
+  sentencepiece::SentencePieceProcessor with_prefix_;
+  // The same model without dummy prefix, loaded by the first text that goes on mid-stream: it doubles time and memory.
+  std::string model_;
+  mutable std::once_flag without_prefix_loaded_;
+  mutable sentencepiece::SentencePieceProcessor without_prefix_;
   bool has_prefix_ = false;  // else without_prefix_ is not loaded: both would do the same
   bool strips_blanks_ = false;
   std::vector<AddedToken> added_tokens_;
@@ -71,7 +77,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const Metadata& metadata, uint32_
   n_pieces_ = with_prefix_.GetPieceSize();
   has_prefix_ = checked.add_dummy_prefix;
   strips_blanks_ = checked.remove_extra_whitespaces;
-  if (has_prefix_) load(without_prefix_, without_dummy_prefix(model));
+  if (has_prefix_) model_ = model;
   for (size_t i = 0; i < added_tokens_.size(); ++i) added_by_id_[added_tokens_[i].id] = i;
   splitter_ = AddedTokens(sought_tokens(added_tokens_, with_prefix_));
 }
@@ -83,8 +89,11 @@ const AddedToken* SentencePieceTokenizer::added(int32_t id) const {
 
 void SentencePieceTokenizer::encode_text(std::string_view text, bool with_prefix,
                                          std::vector<int32_t>& ids) const {
+  const bool plain = with_prefix || !has_prefix_;
+  if (!plain)
+    std::call_once(without_prefix_loaded_, [&] { load(without_prefix_, without_dummy_prefix(model_)); });
   std::vector<int> found;
-  const auto status = (with_prefix || !has_prefix_ ? with_prefix_ : without_prefix_).Encode(text, &found);
+  const auto status = (plain ? with_prefix_ : without_prefix_).Encode(text, &found);
   if (!status.ok()) throw_error(ErrorCode::kInternal, "sentencepiece: {}", status.ToString());
   ids.insert(ids.end(), found.begin(), found.end());
 }
@@ -138,7 +147,8 @@ std::string SentencePieceTokenizer::decode(const std::vector<int32_t>& ids, bool
   for (const int32_t id : ids) {
     std::string text = piece(id, show_special);
     if (at_start && text.starts_with(' ') && added(id) == nullptr && !with_prefix_.IsByte(id)) {
-      text.erase(0, 1);  // the dummy prefix; a model that removes extra blanks has no others at the start either
+      text.erase(0,
+                 1);  // the dummy prefix; a model that removes extra blanks has no others at the start either
       at_start = strips_blanks_ && text.empty();
     } else if (!text.empty()) {
       at_start = false;

@@ -54,6 +54,24 @@ inline void append_utf8(std::string& out, char32_t value) {
   }
 }
 
+// text as an error message shows it: one line, control characters and invalid bytes escaped, at most ~200 bytes.
+inline std::string printable(std::string_view text) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    if (out.size() > 200) return out + "...";
+    const CodePoint point = code_point_at(text, at);
+    if (!point.valid || point.value < 0x20 || point.value == 0x7f) {
+      constexpr char kDigits[] = "0123456789abcdef";
+      const auto byte = static_cast<uint8_t>(text[at]);
+      out += {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
+    } else {
+      out.append(text, at, point.n_bytes);
+    }
+    at += point.n_bytes;
+  }
+  return out;
+}
+
 // A stream of bytes cut anywhere, out again at code point boundaries. Bytes that can no longer become a code point
 // come out as U+FFFD, so what comes out is always UTF-8.
 class Utf8Holder {
