@@ -139,7 +139,8 @@ Graph::~Graph() {
   if (handle_) cudaGraphExecDestroy(handle_);
 }
 void Graph::begin(const Stream& stream) {
-  check(cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  // Relaxed: a kernel may be loaded when it is first launched, and that may be now.
+  check(cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
 }
 Graph Graph::end(const Stream& stream) {
   cudaGraph_t recorded = nullptr;

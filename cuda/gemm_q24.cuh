@@ -8,7 +8,7 @@
 // Grid (ceil(n_panels / 4), n_padded / 128), 8 warps a block: warp k has panel 4 x + k % 4 and the tokens 64 * (k / 4) .. of the
 // block's 128. Block of columns after block of columns:
 //
-//   A (weights)      global -> registers one block ahead; codes times scale once, used for 64 tokens. Lane (g, t) holds rows g + 8k
+//   A (weights)      global -> registers ahead of time; codes times scale once, used for 64 tokens. Lane (g, t) holds rows g + 8k
 //                    of lines 2t, 2t + 1: k-quad t is columns 4p.. of a line and k-quad t + 4 columns 4(p + 2)..
 //   B (activations)  cp.async into 2 stages of shared memory, a row of 128 columns a token, 144 bytes apart: conflict-free
 //   M                one more product: u8 pairs (16 m, m) with the line sums' (h, l), k-quads 4..7 zero
@@ -83,10 +83,12 @@ struct GemmSums {
   float y[2][kTokenTiles][4];  // [rows g.. | g + 16..][8 tokens][fragment]
 };
 
-template <uint32_t kGroup>
+// Adds one block of columns. `load_next` overwrites `block` once its codes are in fragments: the next block's are on their way while
+// this one's sums become floats, without registers for two.
+template <uint32_t kGroup, typename LoadNext>
 PITH_DEVICE void multiply_block(const PanelBlock<kGroup>& block, const uint8_t* stage, uint32_t first_token,
                                 uint32_t g, uint32_t t, const float (&d)[4], const float (&dmin)[4],
-                                GemmSums& sums) {
+                                GemmSums& sums, const LoadNext& load_next) {
   int32_t acc[2][kTokenTiles][4];
   PITH_UNROLL
   for (uint32_t line = 0; line < 2; ++line) {
@@ -113,6 +115,7 @@ PITH_DEVICE void multiply_block(const PanelBlock<kGroup>& block, const uint8_t* 
     minimums[half][1] = permute_bytes(m16, m, 0x7362);
     minimums[half][2] = minimums[half][3] = 0;
   }
+  load_next();
   PITH_UNROLL
   for (uint32_t n = 0; n < kTokenTiles; ++n) {
     const uint32_t token = first_token + n * 8;
@@ -223,9 +226,9 @@ PITH_DEVICE void gemm_q24_body(const GemmQ24& args, uint8_t* shared) {
     sync_block();  // stage b is here, and nobody reads the other one any more
     if (b + 1 < n) fetch_tokens(args.tokens, b + 1, first_token, shared + (b + 1) % 2 * kGemmStageBytes);
     if (!works) continue;
-    const PanelBlock<kGroup> current = block;
-    if (b + 1 < n) block.load(w, panel, b + 1, g, t);
-    multiply_block<kGroup>(current, shared + b % 2 * kGemmStageBytes, warp_token, g, t, d, dmin, sums);
+    multiply_block<kGroup>(block, shared + b % 2 * kGemmStageBytes, warp_token, g, t, d, dmin, sums, [&] {
+      if (b + 1 < n) block.load(w, panel, b + 1, g, t);
+    });
   }
   sync_block();
   if (works)

@@ -80,7 +80,7 @@ struct Input {
 
 // How a matrix-vector product is cut up. Affects speed and the order of float additions, nothing else.
 struct MatvecShape {
-  uint32_t n_blocks, n_warps;  // at most 12 warps a block with Pipeline::kRegisters, 16 with the others
+  uint32_t n_blocks, n_warps;  // at most 12 warps a block
   uint32_t n_stages;           // of the ring, per warp: 1 (synchronous) to 4
 };
 

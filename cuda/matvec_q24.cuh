@@ -367,19 +367,19 @@ PITH_DEVICE void matvec_q24_body(const MatvecQ24& args, uint8_t* shared) {
       parts[(i * n_warps + warp) * kWarp + lane] =
           outlier_part(w, act, panel_of(round + i), warp, n_warps, lane);
 
-    while (cursor.valid() && cursor.round == round) {  // a run within one panel
-      const uint32_t local = cursor.local;
+    RowSums rows;
+    while (cursor.valid() && cursor.round == round) {
+      const uint32_t local = cursor.local, quad = cursor.quad;
+      // Needed at the panel's end only, but asked for now; all but the first time it comes from the cache.
       const uint32_t row_scale = load_stream4(w.row_scale + uint64_t{panel_of(local)} * kWarp + lane);
-      RowSums rows;
-      do {
-        const uint32_t quad = cursor.quad;
-        cursor.advance();
-        decode_quad(source, map, act, quad, lane, b0, b1, rows);
-      } while (cursor.valid() && cursor.round == round && cursor.local == local);
+      cursor.advance();
+      decode_quad(source, map, act, quad, lane, b0, b1, rows);
+      if (cursor.valid() && cursor.round == round && cursor.local == local) continue;
       const float d = f16_to_f32(static_cast<uint16_t>(row_scale)),
                   dmin = f16_to_f32(static_cast<uint16_t>(row_scale >> 16));
       parts[((local - round) * n_warps + warp) * kWarp + lane] +=
           0.25f * d * sum_rows(rows.s, lane) - 0.0625f * dmin * sum_rows(rows.m, lane);
+      rows = RowSums();
     }
 
     sync_block();

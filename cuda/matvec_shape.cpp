@@ -8,7 +8,7 @@ namespace pith::cuda {
 namespace {
 
 // 8 warps and 2 stages of 5.4 KB keep 86 KB a multiprocessor under way, three times what hides the latency of memory, and leave
-// room for the next kernel's block beside this one's. To be measured against 12 and 16 warps and 3 and 4 stages.
+// room for the next kernel's block beside this one's. To be measured against 12 warps and 3 and 4 stages.
 constexpr uint32_t kWarps = 8, kStages = 2;
 
 }  // namespace

@@ -44,7 +44,10 @@ class Backend {
   virtual void write_kv(uint32_t layer, uint32_t n_tokens, const uint8_t* in) = 0;
 };
 
-uint64_t kv_layer_bytes(const ModelSpec& spec, KvType type, uint64_t n_tokens);
+inline uint64_t kv_layer_bytes(const ModelSpec& spec, KvType type, uint64_t n_tokens) {
+  const uint64_t per_token = type == KvType::kF16 ? uint64_t{spec.head_dim} * 2 : uint64_t{spec.head_dim} + 4;
+  return 2 * n_tokens * spec.n_kv_heads * per_token;
+}
 
 // A kind of backend. `device` is what stands before a colon in SessionOptions::device.
 struct BackendKind {

@@ -18,20 +18,18 @@ const std::vector<BackendKind>& backend_kinds() {
 
 const BackendKind& backend_for(const std::string& device) {
   const std::string name = device.substr(0, device.find(':'));
+  if (name != device && name != "cuda")
+    throw_error(ErrorCode::kInvalidArgument, "device '{}': only cuda takes a number, as in cuda:0", device);
   std::string known, why;
   for (const BackendKind& kind : backend_kinds()) {
     const bool usable = kind.available();
     if (usable && (name == "auto" || name == kind.device)) return kind;
+    if (!usable && name == kind.device && kind.describe != nullptr) why = " (" + kind.describe() + ")";
     if (usable) known.append(known.empty() ? "" : ", ").append(kind.device);
   }
   const bool is_name = name == "cpu" || name == "cuda";
   throw_error(is_name ? ErrorCode::kUnsupported : ErrorCode::kInvalidArgument,
               "device '{}' is not available here{}, expected auto or {}", device, why, known);
-}
-
-uint64_t kv_layer_bytes(const ModelSpec& spec, KvType type, uint64_t n_tokens) {
-  const uint64_t per_token = type == KvType::kF16 ? uint64_t{spec.head_dim} * 2 : uint64_t{spec.head_dim} + 4;
-  return 2 * n_tokens * spec.n_kv_heads * per_token;
 }
 
 }  // namespace pith

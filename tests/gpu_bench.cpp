@@ -217,11 +217,10 @@ void table_cuts(Bench& b) {
       for (const uint32_t n_stages : {2u, 3u, 4u}) {
         if (p.pipeline == Pipeline::kRegisters && n_stages != 2) continue;
         fmt::print("| {} | {} | {} |", shape.name, p.name, n_stages);
-        for (const uint32_t n_warps : {4u, 8u, 12u, 16u}) {
+        for (const uint32_t n_warps : {4u, 6u, 8u, 12u}) {
           const MatvecShape cut{static_cast<uint32_t>(b.device.n_multiprocessors), n_warps, n_stages};
           const bool fits =
-              matvec_q24_shared_bytes(p.pipeline, m.layout.padded_cols, cut) <= b.device.max_shared_bytes &&
-              (p.pipeline != Pipeline::kRegisters || n_warps <= 12);
+              matvec_q24_shared_bytes(p.pipeline, m.layout.padded_cols, cut) <= b.device.max_shared_bytes;
           if (fits)
             fmt::print(" {:.1f} |", 1e6 * time_matvec(b, m, p.pipeline, cut));
           else

@@ -1,4 +1,8 @@
 // Which kernels this CPU can run, and what they share whatever the instruction set.
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include "format/float16.h"
 #include "runtime/cpu/panel_scratch.h"
 #include "runtime/cpu/tables.h"
@@ -20,6 +24,10 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("gfni");
 }
+#elif defined(__aarch64__)
+bool has_dot_product() {
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+}
 #endif
 
 struct Entry {
@@ -32,6 +40,8 @@ const Entry kEntries[] = {
 #if defined(__x86_64__)
     {&kAvx2Kernels, has_avx2},
     {&kAvx512Kernels, has_avx512},
+#elif defined(__aarch64__)
+    {&kNeonKernels, has_dot_product},
 #endif
 };
 

