@@ -36,6 +36,12 @@ endforeach()
 set_target_properties(pith_static PROPERTIES OUTPUT_NAME pith LINKER_LANGUAGE CXX)
 
 set(PITH_STATIC_LIBS "-lsentencepiece -lpcre2-8 -lutf8proc -lxxhash -lstdc++ -lm -lpthread")
+if(PITH_HAS_CUDA)
+  set_source_files_properties(${PITH_CUDA_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+  target_sources(pith_static PRIVATE ${PITH_CUDA_OBJECTS})
+  add_dependencies(pith_static pith_cuda)
+  set(PITH_STATIC_LIBS "${PITH_CUDART} ${PITH_STATIC_LIBS} -ldl -lrt")
+endif()
 configure_file(install/pith.pc.in pith.pc @ONLY)
 configure_package_config_file(install/pith-config.cmake.in pith-config.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pith)
