@@ -95,6 +95,7 @@ class Import {
   AddedById added_;
   bool json_added_wins_ = false;
   std::optional<std::string> first_special_;  // of tokenizer.json's post-processor
+  std::optional<bool> prefix_each_;           // what tokenizer.json says beside a sentencepiece model
   bool has_tokenizer_json_ = false;
   int32_t bos_id_ = -1;
   bool adds_bos_ = false;
@@ -113,6 +114,7 @@ void Import::read_vocabulary() {
         TokenizerJson read = read_tokenizer_json(tokenizer, path("tokenizer.json"), vocab_size_, false);
         added_ = std::move(read.added);
         first_special_ = read.first_special;
+        prefix_each_ = read.prefix_each;
       }
       return;
     }
@@ -311,8 +313,9 @@ void Import::write() {
   if (bos_id_ >= 0) out_.set("tokenizer.bos_id", static_cast<uint64_t>(bos_id_));
   out_.set("tokenizer.adds_bos", adds_bos_);
   out_.set("tokenizer.eos_ids", eos_ids_);
-  bool prefix_each = true;
-  if (tokenizer_config_.is_object() && tokenizer_config_.contains("legacy") &&
+  // The reference prefers tokenizer.json, so its word on dummy prefixes counts before the sentencepiece class's "legacy".
+  bool prefix_each = prefix_each_.value_or(true);
+  if (!prefix_each_ && tokenizer_config_.is_object() && tokenizer_config_.contains("legacy") &&
       tokenizer_config_.at("legacy").is_boolean())
     prefix_each = tokenizer_config_.at("legacy").get<bool>();
   out_.set("tokenizer.prefix_each", prefix_each);

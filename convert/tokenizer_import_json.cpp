@@ -193,6 +193,21 @@ void read_post_processor(const Component& component, int depth, std::optional<st
   }
 }
 
+// The normalizer "Prepend" and Metaspace's scheme say where dummy prefixes go.
+std::optional<bool> read_prefix_each(const json& component, int depth) {
+  std::optional<bool> found;
+  if (!component.is_object() || depth > 8) return found;
+  const std::string type =
+      component.value("type", json()).is_string() ? component.at("type").get<std::string>() : "";
+  if (type == "Prepend") return true;
+  if (type == "Metaspace") return read_prepend_scheme(Component(component, "Metaspace")) == "always";
+  for (const char* const parts : {"normalizers", "pretokenizers"})
+    if (type == "Sequence" && component.contains(parts) && component.at(parts).is_array())
+      for (const json& part : component.at(parts))
+        if (const auto inner = read_prefix_each(part, depth + 1)) found = inner;
+  return found;
+}
+
 void read_merges(const Component& model, BpeTables& bpe) {
   const std::string where = model.where() + ".merges";
   MergeReader reader(model.at("vocab"), where, bpe);
@@ -261,6 +276,9 @@ TokenizerJson read_tokenizer_json(const json& value, const std::string& where, u
   if (root.has("post_processor"))
     read_post_processor(Component(root.at("post_processor"), where + ": post_processor"), 0,
                         out.first_special);
+  for (const char* const key : {"normalizer", "pre_tokenizer"})
+    if (root.has(key))
+      if (const auto found = read_prefix_each(root.at(key), 0)) out.prefix_each = found;
   if (!with_model) return out;
   if (root.has("normalizer"))
     read_normalizer(Component(root.at("normalizer"), where + ": normalizer"), 0, out.bpe.normalizer);

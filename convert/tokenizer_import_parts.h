@@ -36,6 +36,8 @@ struct TokenizerJson {
   BpeTables bpe;
   AddedById added;
   std::optional<std::string> first_special;  // what the post-processor puts in front of every text
+  std::optional<bool>
+      prefix_each;  // whether text after a special token gets the dummy prefix; unset: no word
 };
 // with_model: false reads added tokens and post-processor only.
 TokenizerJson read_tokenizer_json(const nlohmann::json& json, const std::string& where, uint32_t vocab_size,

@@ -284,6 +284,26 @@ TEST_CASE("legacy says whether text after a special token gets the dummy prefix"
   }
 }
 
+TEST_CASE("tokenizer.json beside a sentencepiece model has the word on dummy prefixes") {
+  const fs::path model = shared_file("tokenizers/llama2/tokenizer.model");
+  if (model.empty()) return;
+  const std::vector<ChatSegment> chat = {{"<s>", true}, {"Hello", false}};
+  for (const char* scheme : {"always", "first"}) {
+    Folder folder;
+    folder.link("tokenizer.model", model)
+        .put("tokenizer_config.json", json{{"legacy", scheme == std::string("first")}});
+    folder.put(
+        "tokenizer.json",
+        json{{"pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", scheme}}}});
+    CHECK(folder.open(32000)->prefix_each() == (scheme == std::string("always")));
+  }
+  Folder folder;
+  folder.link("tokenizer.model", model)
+      .link("tokenizer.json", shared_file("tokenizers/llama2/tokenizer.json"));
+  folder.put("tokenizer_config.json", json{{"legacy", false}});
+  CHECK(encode_chat(*folder.open(32000), chat) == std::vector<int32_t>{1, 15043});
+}
+
 TEST_CASE("byte-level ids give back the bytes of any text") {
   Folder folder;
   folder.put("tokenizer.json", byte_level_json());
