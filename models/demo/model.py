@@ -58,7 +58,7 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
 
-def attend(q, k, v, block=128):
+def attend(q, k, v, block=256):
     """Causal attention, [batch, heads, seq, head_dim].
 
     On a CPU, PyTorch's fused kernel is three times slower in bfloat16 than these matrix products over blocks of
@@ -135,7 +135,7 @@ class Llama(nn.Module):
         self.model = Decoder(config)
         for name, p in self.named_parameters():
             if "embed" in name:
-                nn.init.normal_(p, std=0.02)
+                nn.init.normal_(p, std=5.12 / config.dim)  # a token's logit for itself begins near 5
             elif "o_proj" in name or "down_proj" in name:
                 nn.init.zeros_(p)  # every block begins as the identity
             elif p.ndim == 2:
