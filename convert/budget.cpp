@@ -16,18 +16,16 @@ uint32_t n_pads(const LayerBudget& layer) {
   return (q24::kColAlign - layer.n_cols % q24::kColAlign) % q24::kColAlign;
 }
 
-// The shape with about `fraction` of the real columns at 4 bits.
-q24::Shape with_fraction(const LayerBudget& layer, uint32_t group, uint32_t n_slots, double fraction) {
-  const uint32_t n_groups = static_cast<uint32_t>(fraction * layer.n_cols) / group;
-  const uint32_t n_fine = n_groups == 0 ? 0 : n_groups * group + n_pads(layer) / group * group;
-  return {layer.n_rows, layer.n_cols, group, n_fine,
-          std::min(n_slots, layer.n_cols + n_pads(layer) - n_fine)};
-}
-
-void set_all(std::vector<LayerBudget>& layers, uint32_t group, double outlier_share, double fraction) {
+// Shapes with about `fraction` of the real columns at 4 bits, weighted.
+void set_all(std::vector<LayerBudget>& layers, uint32_t group, bool with_outliers, double fraction) {
   for (LayerBudget& layer : layers) {
-    const uint32_t n_slots = static_cast<uint32_t>(std::lround(outlier_share * layer.n_cols));
-    layer.shape = with_fraction(layer, group, n_slots, fraction);
+    const double columns = std::min(1.0, fraction * layer.fine_weight) * layer.n_cols;
+    const uint32_t n_groups = static_cast<uint32_t>(columns) / group;
+    const uint32_t n_fine = n_groups == 0 ? 0 : n_groups * group + n_pads(layer) / group * group;
+    const uint32_t n_slots =
+        with_outliers ? static_cast<uint32_t>(std::lround(layer.outlier_share * layer.n_cols)) : 0;
+    layer.shape = {layer.n_rows, layer.n_cols, group, n_fine,
+                   std::min(n_slots, layer.n_cols + n_pads(layer) - n_fine)};
   }
 }
 
@@ -42,18 +40,19 @@ double total_bits(const std::vector<LayerBudget>& layers) {
   return weights > 0 ? bits / weights : 0;
 }
 
-double share_evenly(std::vector<LayerBudget>& layers, double target, double outlier_share) {
+double share_bits(std::vector<LayerBudget>& layers, double target) {
   // From the richest mix down: the first whose smallest form fits. A twentieth of the columns at 4 bits is worth more
   // than outliers, and outliers more than group 16.
   struct Mix {
     uint32_t group;
-    double outlier_share, fraction;
+    bool with_outliers;
+    double fraction;
   };
-  const Mix mixes[] = {{16, outlier_share, 0.05}, {32, outlier_share, 0.05}, {32, 0, 0.05}, {32, 0, 0}};
+  const Mix mixes[] = {{16, true, 0.05}, {32, true, 0.05}, {32, false, 0.05}, {32, false, 0}};
   const Mix* mix = mixes;
   for (const Mix& candidate : mixes) {
     mix = &candidate;
-    set_all(layers, mix->group, mix->outlier_share, mix->fraction);
+    set_all(layers, mix->group, mix->with_outliers, mix->fraction);
     if (total_bits(layers) <= target) break;
   }
   if (total_bits(layers) > target) return total_bits(layers);
@@ -61,10 +60,10 @@ double share_evenly(std::vector<LayerBudget>& layers, double target, double outl
   double low = mix->fraction, high = 1;
   for (int i = 0; i < 40; ++i) {
     const double middle = (low + high) / 2;
-    set_all(layers, mix->group, mix->outlier_share, middle);
+    set_all(layers, mix->group, mix->with_outliers, middle);
     (total_bits(layers) <= target ? low : high) = middle;
   }
-  set_all(layers, mix->group, mix->outlier_share, low);
+  set_all(layers, mix->group, mix->with_outliers, low);
   // Whole groups leave a remainder: round after round, one more group or slot wherever it fits.
   for (bool has_grown = true; has_grown;) {
     has_grown = false;

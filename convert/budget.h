@@ -10,16 +10,18 @@ namespace pith {
 
 struct LayerBudget {
   uint32_t n_rows, n_cols;
-  q24::Shape shape;  // out
+  double fine_weight = 1;    // how large its share of 4-bit columns is beside the others'
+  double outlier_share = 0;  // of its weights
+  q24::Shape shape = {};     // out
 };
 
 // Sizes of all layers together over their weights.
 double total_bits(const std::vector<LayerBudget>& layers);
 
-// Without measurements every layer gets the same mix: `outlier_share` of the weights as outliers, groups of 16 if the target
-// leaves room for them (32 otherwise), and 4-bit columns up to the target, the remainder handed out group by group.
+// Gives every layer its outliers, groups of 16 if the target leaves room for them (32 otherwise), and 4-bit columns in
+// proportion to its weight up to the target, the remainder handed out group by group.
 // Returns the bits reached, at most `target` unless even the smallest layout is larger: then that is what it returns,
 // with the smallest shapes.
-double share_evenly(std::vector<LayerBudget>& layers, double target, double outlier_share);
+double share_bits(std::vector<LayerBudget>& layers, double target);
 
 }  // namespace pith

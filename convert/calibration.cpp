@@ -46,7 +46,7 @@ const cpu::Kernels& kernels() {
 CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, const Tokenizer& tokenizer,
                                      uint32_t window, uint32_t max_tokens) {
   // Texts take turns, a window each, so that a cap on tokens leaves every text its share.
-  const uint32_t n_bos = tokenizer.bos_id() >= 0 && tokenizer.adds_bos() ? 1 : 0;
+  const uint32_t n_bos = tokenizer.first_id() >= 0 ? 1 : 0;
   const size_t step = window - n_bos;
   std::vector<std::vector<int32_t>> encoded;
   size_t n_all = 0;
@@ -64,7 +64,7 @@ CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, cons
     n_added = 0;
     for (const std::vector<int32_t>& ids : encoded) {
       if (at + step > ids.size() || tokens.ids.size() + window > max_tokens) continue;
-      if (n_bos > 0) tokens.ids.push_back(tokenizer.bos_id());
+      if (n_bos > 0) tokens.ids.push_back(tokenizer.first_id());
       tokens.ids.insert(tokens.ids.end(), ids.begin() + static_cast<ptrdiff_t>(at),
                         ids.begin() + static_cast<ptrdiff_t>(at + step));
       ++n_added;
@@ -75,7 +75,8 @@ CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, cons
                 step);
   // One window in 16 is held out, at the end.
   const size_t n_windows = tokens.ids.size() / window;
-  if (n_windows >= 4) tokens.n_held_out = static_cast<uint32_t>(std::clamp<size_t>(n_windows / 16, 1, kMaxHeldOut));
+  if (n_windows >= 4)
+    tokens.n_held_out = static_cast<uint32_t>(std::clamp<size_t>(n_windows / 16, 1, kMaxHeldOut));
   return tokens;
 }
 
@@ -143,12 +144,23 @@ uint32_t Calibration::n_inputs(Part part) const {
 
 InputStatistics Calibration::input_statistics(Part part) const {
   const uint32_t n = n_inputs(part);
-  InputStatistics result{n, std::vector<double>(size_t{n} * n), std::vector<double>(size_t{n} * n)};
+  InputStatistics result{n, std::vector<double>(size_t{n} * n), std::vector<double>(size_t{n} * n), {}};
   const float* const x = quantized_.input.data();
   accumulate_products(x, x, n_counted_, n, n, result.h.data(), n_threads_);
   accumulate_products(original_.input.data(), x, n_counted_, n, n, result.cross.data(), n_threads_);
   for (double& value : result.h) value /= n_counted_;
   for (double& value : result.cross) value /= n_counted_;
+  // A norm between the output and the residual stream leaves no linear map to correct by.
+  const bool is_added = (part == Part::kAttnOut && vectors_.attn_post_norm.empty()) ||
+                        (part == Part::kDown && vectors_.ffn_post_norm.empty());
+  if (is_added) {
+    std::vector<float> gap(size_t{n_counted_} * spec_.dim);
+    for (size_t i = 0; i < gap.size(); ++i) gap[i] = original_.residual[i] - quantized_.residual[i];
+    result.residual_cross.resize(size_t{spec_.dim} * n);
+    accumulate_products(gap.data(), x, n_counted_, spec_.dim, n, result.residual_cross.data(), n_threads_);
+    for (double& value : result.residual_cross)
+      value /= static_cast<double>(n_counted_) * double{spec_.residual_scale};
+  }
   return result;
 }
 

@@ -32,6 +32,8 @@ struct InputStatistics {
   uint32_t n = 0;
   std::vector<double> h;      // E[x^ x^'] of the quantized stream
   std::vector<double> cross;  // E[x x^'] of the original with the quantized one
+  // E[g x^'], [dim, n]: g = what the quantized residual stream lacks, where the output is added to it; else empty
+  std::vector<double> residual_cross;
 };
 
 // The vectors of one layer (empty when the model has none), as floats.

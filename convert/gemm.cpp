@@ -66,6 +66,7 @@ void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w,
 
 void accumulate_products(const float* x, const float* y, uint32_t n, uint32_t k, uint32_t m, double* h,
                          uint32_t n_threads) {
+  const bool is_symmetric = x == y && k == m;  // then what lies left of the diagonal is copied
   const uint32_t n_stripes = (k + kRows - 1) / kRows;
   parallel_for(n_stripes, n_threads, [&](uint32_t stripe) {
     const uint32_t row = stripe * kRows, n_rows = std::min(kRows, k - row);
@@ -78,6 +79,7 @@ void accumulate_products(const float* x, const float* y, uint32_t n, uint32_t k,
           left[t * kRows + i] = i < n_rows ? x[size_t{begin + t} * k + row + i] : 0;
       for (uint32_t col = 0; col < m; col += kCols) {
         const uint32_t n_cols = std::min(kCols, m - col);
+        if (is_symmetric && col + n_cols <= row) continue;
         if (n_cols == kCols) {
           tile(left.data(), kRows, y + size_t{begin} * m + col, m, depth, c);
         } else {
@@ -91,6 +93,9 @@ void accumulate_products(const float* x, const float* y, uint32_t n, uint32_t k,
       }
     }
   });
+  if (!is_symmetric) return;
+  for (size_t i = 0; i < k; ++i)
+    for (size_t j = 0; j < i; ++j) h[i * m + j] = h[j * m + i];
 }
 
 }  // namespace pith

@@ -109,8 +109,8 @@ void set_metric(RowsProblem& problem, const std::vector<double>& h, const std::v
 }  // namespace
 
 void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, const Hessian& hessian,
-              const std::vector<double>& cross, double strength, double damping, uint32_t n_threads) {
-  if (strength == 0) return;
+              const std::vector<double>& cross, const std::vector<double>& residual_cross, double damping,
+              uint32_t n_threads) {
   const size_t n = n_cols;
   double mean = 0;
   for (size_t c = 0; c < n; ++c) mean += double{hessian.values[c * n + c]} / n_cols;
@@ -118,7 +118,7 @@ void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, con
   for (size_t c = 0; c < n; ++c) v[c * n + c] += damping * mean;
   if (!factor_upper(v, n_cols, n_threads))
     throw_error(ErrorCode::kInvalidArgument, "Hessian is not positive definite, even after damping");
-  // Rows of W (E[x x^'] - E[x^ x^']) H^-1, a stripe at a time.
+  // Rows of (W (E[x x^'] - E[x^ x^']) + E[g x^']) H^-1, a stripe at a time.
   constexpr uint32_t kStripe = 256;
   std::vector<float> gap(n * n);  // transposed, for multiply_transposed
   for (size_t i = 0; i < n; ++i)
@@ -130,9 +130,10 @@ void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, con
     const uint32_t n_here = std::min(kStripe, n_rows - row);
     float* const w = weights.data() + row * n;
     multiply_transposed(w, n_here, n_cols, gap.data(), n_cols, product.data(), n_threads);
-    std::copy_n(product.begin(), n_here * n, change.begin());
+    for (size_t i = 0; i < n_here * n; ++i)
+      change[i] = double{product[i]} + (residual_cross.empty() ? 0 : residual_cross[row * n + i]);
     solve_rows(v, n_cols, change.data(), n_here, n_threads);
-    for (size_t i = 0; i < n_here * n; ++i) w[i] += static_cast<float>(strength * change[i]);
+    for (size_t i = 0; i < n_here * n; ++i) w[i] += static_cast<float>(change[i]);
   }
 }
 

@@ -35,8 +35,8 @@ struct QuantizeOptions {
   bool search_scales = true;  // off: min-max, as in the paper
   bool integer_zero = false;  // on: the minimum is an integer multiple of the scale (the paper's zero point)
   bool compensate = true;     // LDLQ: later columns absorb the error of earlier ones; needs a Hessian
-  uint32_t descent_rounds = 2;  // coordinate descent with closed-form refit
-  double damping = 0.01;        // of the Hessian's mean diagonal, added to the diagonal
+  uint32_t descent_rounds = 4;  // coordinate descent with closed-form refit
+  double damping = 0.02;        // of the Hessian's mean diagonal, added to the diagonal
   double shrinkage = 0;         // 0..1: of the off-diagonal elements
   uint64_t seed = 0;            // kRandom
 };
@@ -59,10 +59,12 @@ struct QuantizeResult {
 };
 
 // What the weights should be when the input is not what it was: x^ comes from layers that are quantized already, x came
-// from the original ones. W E[x x^'] E[x^ x^']^-1 maps x^ to W x with the least square error; `strength` (0..1) of the way
-// from W to it is taken, in place. cross: E[x x^'], [n_cols, n_cols]. damping: as in QuantizeOptions.
+// from the original ones. (W E[x x^'] + E[g x^']) E[x^ x^']^-1 maps x^ to W x + g with the least square error, where g is
+// what the residual stream, to which the output is added, lacks. In place.
+// cross: E[x x^'], [n_cols, n_cols]. residual_cross: E[g x^'], [n_rows, n_cols], or empty. damping: as in QuantizeOptions.
 void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, const Hessian& hessian,
-              const std::vector<double>& cross, double strength, double damping, uint32_t n_threads);
+              const std::vector<double>& cross, const std::vector<double>& residual_cross, double damping,
+              uint32_t n_threads);
 
 // weights: [n_rows, n_cols] row-major, finite. hessian: may be null. Deterministic, whatever n_threads (> 0).
 // Throws Error(kInvalidArgument) when the Hessian is not positive definite even after damping.

@@ -201,9 +201,10 @@ void synth(const SynthOptions& options) {
   uint64_t n_total = 0, n_done = 0;
   for (const TensorPlan& tensor : plan) {
     n_total += uint64_t{tensor.n_rows} * tensor.n_cols;
-    if (tensor.role == TensorRole::kLinear) layers.push_back({tensor.n_rows, tensor.n_cols, {}});
+    if (tensor.role == TensorRole::kLinear)
+      layers.push_back({tensor.n_rows, tensor.n_cols, 1, kOutlierShare, {}});
   }
-  if (!is_plain && share_evenly(layers, options.bits, kOutlierShare) > options.bits)
+  if (!is_plain && share_bits(layers, options.bits) > options.bits)
     throw_error(ErrorCode::kInvalidArgument, "--bits {}: the lowest that shape {} can reach is {:.3f}",
                 options.bits, options.shape, total_bits(layers));
 

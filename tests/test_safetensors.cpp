@@ -27,7 +27,7 @@ std::string error_of(const std::string& json, uint64_t n_data) {
 
 struct TempDir {
   std::filesystem::path path =
-      std::filesystem::temp_directory_path() / ("pith-safetensors-" + std::to_string(getpid()));
+      std::filesystem::temp_directory_path() / fmt::format("pith-safetensors-{}", getpid());
   TempDir() { std::filesystem::create_directories(path); }
   ~TempDir() { std::filesystem::remove_all(path); }
   void write(const std::string& name, const std::string& text) const {

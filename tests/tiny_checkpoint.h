@@ -24,8 +24,7 @@ class TinyCheckpoint {
  public:
   // A folder of its own under the system's temporary one, removed at the end.
   explicit TinyCheckpoint(uint32_t dim = 64, uint32_t ffn_dim = 96, uint32_t n_layers = 2)
-      : dir(std::filesystem::temp_directory_path() /
-            ("pith-test-" + std::to_string(getpid()) + "-" + std::to_string(++n_made()))) {
+      : dir(std::filesystem::temp_directory_path() / fmt::format("pith-test-{}-{}", getpid(), ++n_made())) {
     std::filesystem::create_directories(dir / "model");
     config = {{"architectures", {"LlamaForCausalLM"}},
               {"model_type", "llama"},
