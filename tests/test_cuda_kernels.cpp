@@ -422,16 +422,23 @@ struct AttentionSetup {
 
   // After the launches, with the cache back on the host: what was appended, and out [n_tokens, n_heads, head_dim].
   void check(const std::vector<float>& out, double margin) const {
-    const double rounding = c.i8 ? 0.05 : 2e-3;
+    // Half a step of a row's int8 scale, or of fp16, at its largest element; and the float norm's own error.
+    const auto rounding = [&](const float* row) {
+      double largest = 0;
+      for (uint32_t d = 0; d < c.head_dim; ++d) largest = std::max(largest, std::fabs(double{row[d]}));
+      return largest / (c.i8 ? 250 : 2000) + 1e-5;
+    };
     for (uint32_t t = 0; t < n_tokens; ++t)
       for (uint32_t head = 0; head < c.n_kv_heads; ++head) {
         const std::vector<float> k = ready(t, c.n_heads + head, c.norm);
+        const float* const v =
+            qkv.data() + size_t{t} * row_floats + (c.n_heads + c.n_kv_heads + head) * c.head_dim;
+        const double k_margin = rounding(k.data()), v_margin = rounding(v);
         for (uint32_t d = 0; d < c.head_dim; ++d) {
           REQUIRE(cache.get(cache.k, cache.k_scale, head, c.position + t, d) ==
-                  Approx(k[d]).margin(rounding));
+                  Approx(k[d]).margin(k_margin));
           REQUIRE(cache.get(cache.v, cache.v_scale, head, c.position + t, d) ==
-                  Approx(qkv[size_t{t} * row_floats + (c.n_heads + c.n_kv_heads + head) * c.head_dim + d])
-                      .margin(rounding));
+                  Approx(v[d]).margin(v_margin));
         }
       }
     for (uint32_t t = 0; t < n_tokens; ++t)
@@ -470,7 +477,7 @@ void check_attention_decode(const AttentionCase& c) {
   a.tickets = tickets.as<uint32_t>();
   launch_attention_decode(a, c.n_splits, how());
   setup.cache.download(setup.device_k, setup.device_v, setup.device_k_scale, setup.device_v_scale);
-  setup.check(to_host<float>(out, c.n_heads * c.head_dim), 2e-5);
+  setup.check(to_host<float>(out, c.n_heads * c.head_dim), 1e-4);
   for (const uint32_t t : to_host<uint32_t>(tickets, c.n_kv_heads)) REQUIRE(t == 0);
 }
 
@@ -578,7 +585,7 @@ void check_attention_prefill(const AttentionCase& c, uint32_t n_tokens) {
   launch_append_tokens(a, how());
   launch_attention_prefill(a, how());
   setup.cache.download(setup.device_k, setup.device_v, setup.device_k_scale, setup.device_v_scale);
-  setup.check(to_host<float>(out, size_t{n_tokens} * c.n_heads * c.head_dim), 8e-3);
+  setup.check(to_host<float>(out, size_t{n_tokens} * c.n_heads * c.head_dim), 2e-2);
 }
 
 }  // namespace
