@@ -84,12 +84,13 @@ struct Scratch {
 };
 
 // cos and sin of position * inv_freq, times the rope's scale; angles in double.
-void fill_rope(const RopeSpec& rope, uint32_t n_ctx, float* cos, float* sin) {
-  for (uint32_t p = 0; p < n_ctx; ++p)
+void fill_rope(const RopeSpec& rope, Range positions, float* cos, float* sin) {
+  size_t at = positions.begin * rope.inv_freq.size();
+  for (uint32_t p = positions.begin; p < positions.end; ++p)
     for (const float f : rope.inv_freq) {
       const double angle = double{f} * p;
-      *cos++ = static_cast<float>(std::cos(angle) * double{rope.scale});
-      *sin++ = static_cast<float>(std::sin(angle) * double{rope.scale});
+      cos[at] = static_cast<float>(std::cos(angle) * double{rope.scale});
+      sin[at++] = static_cast<float>(std::sin(angle) * double{rope.scale});
     }
 }
 
@@ -104,8 +105,11 @@ class CpuBackend final : public Backend {
         cache_(spec_, options.kv, options.n_ctx, arena_),
         scratch_(spec_, weights_, options.n_ctx, options.prefill_chunk, options.n_threads, arena_),
         pool_(options.n_threads) {
-    for (size_t i = 0; i < spec_.ropes.size(); ++i)
-      fill_rope(spec_.ropes[i], options.n_ctx, scratch_.cos[i], scratch_.sin[i]);
+    pool_.run([&](uint32_t thread) {
+      for (size_t i = 0; i < spec_.ropes.size(); ++i)
+        fill_rope(spec_.ropes[i], share(options.n_ctx, thread, pool_.n_threads()), scratch_.cos[i],
+                  scratch_.sin[i]);
+    });
   }
 
   void embed(std::span<const int32_t> ids, uint32_t position) override;
@@ -392,20 +396,15 @@ void CpuBackend::ffn_in(uint32_t layer) {
   const LayerWeights& w = weights_.layers[layer];
   pool_.run([&](uint32_t thread) {
     const Input in = prepare(thread, w.gate_up, scratch_.x, spec_.dim, n_, w.ffn_norm);
-    multiply(thread, w.gate_up, in, [&](uint32_t first, uint32_t, const float* y) {
-      const uint32_t col = first / 2,
-                     n_cols = std::min(16u, spec_.ffn_dim - col);  // 16 rows of gate, 16 of up
+    multiply(thread, w.gate_up, in, [&](uint32_t first, uint32_t, float* y) {
+      const uint32_t lanes = in.n_lanes, col = first / 2, n_cols = std::min(16u, spec_.ffn_dim - col);
+      if (w.gate_up_bias != nullptr)
+        for (uint32_t r = 0; r < kPanelRows; ++r)
+          for (uint32_t t = 0; t < n_; ++t) y[size_t{r} * lanes + t] += w.gate_up_bias[first + r];
+      kernels_.gate(spec_.activation, y, y + 16 * lanes, 16 * lanes, y);  // 16 rows of gate, 16 of up
       for (uint32_t t = 0; t < n_; ++t) {
-        float gate[16], up[16];
-        for (uint32_t r = 0; r < 16; ++r) {
-          gate[r] = y[size_t{r} * in.n_lanes + t];
-          up[r] = y[size_t{r + 16} * in.n_lanes + t];
-          if (w.gate_up_bias != nullptr) {
-            gate[r] += w.gate_up_bias[first + r];
-            up[r] += w.gate_up_bias[first + 16 + r];
-          }
-        }
-        kernels_.gate(spec_.activation, gate, up, n_cols, scratch_.hidden + size_t{t} * spec_.ffn_dim + col);
+        float* const out = scratch_.hidden + size_t{t} * spec_.ffn_dim + col;
+        for (uint32_t r = 0; r < n_cols; ++r) out[r] = y[size_t{r} * lanes + t];
       }
     });
   });
@@ -438,6 +437,7 @@ std::span<const float> CpuBackend::head(uint32_t first, uint32_t n_rows) {
 // ---- creation -----------------------------------------------------------------------------------------------------
 
 MemoryPlan plan(const Model& model, const SessionOptions& options) {
+  select_kernels(options.kernels);  // a plan refuses what a session would
   Arena weights_arena, kv_arena, scratch_arena;
   const Weights weights(model, weights_arena);
   const KvCache cache(model.spec(), options.kv, options.n_ctx, kv_arena);

@@ -92,7 +92,7 @@ struct Kernels {
   // y [32, n_lanes] = rows 32 * panel .. of the matrix times the input. Rows past n_rows hold anything.
   // scratch: panel_scratch_bytes(n_lanes), 64-byte aligned, private to the thread.
   void (*panel)(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y);
-  // out[i] = act(gate[i]) * up[i]
+  // out[i] = act(gate[i]) * up[i]; out may be gate.
   void (*gate)(Activation activation, const float* gate, const float* up, uint32_t n, float* out);
   // x[i] = cap * tanh(x[i] / cap)
   void (*softcap)(float* x, uint32_t n, float cap);
