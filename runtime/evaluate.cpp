@@ -31,7 +31,7 @@ Windows cut(const Model& model, std::string_view text, const EvalOptions& option
   windows.n_ctx = window_size(model, options);
   std::vector<int32_t> tokens = model.tokenizer().encode(text, {});
   if (options.max_tokens != 0 && tokens.size() > options.max_tokens) tokens.resize(options.max_tokens);
-  const int32_t bos = model.tokenizer().bos_id();
+  const int32_t bos = model.tokenizer().first_id();
   const size_t n_text = windows.n_ctx - (bos >= 0 ? 1 : 0);  // ids of the text in a window
   windows.n_windows = tokens.size() / n_text;
   if (windows.n_windows == 0)

@@ -51,6 +51,9 @@ class Tokenizer {
 
   int32_t bos_id() const { return bos_id_; }  // -1 when there is none
   bool adds_bos() const { return adds_bos_; }
+  // What a text of its own begins with: bos_id() where the model wants one, else -1. Windows of evaluation and of
+  // calibration follow it.
+  int32_t first_id() const { return adds_bos_ ? bos_id_ : -1; }
   const std::vector<int32_t>& eos_ids() const { return eos_ids_; }  // union of every source
   bool is_eos(int32_t id) const;
   // Chat: whether each text between special tokens begins with the dummy prefix, or only the first (checkpoints say).
