@@ -2,17 +2,16 @@
 #include "format/writer.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <utility>
 #include <vector>
 
+#include "format/atomic_file.h"
 #include "format/checked.h"
 #include "format/checksum.h"
 #include "format/journal.h"
@@ -47,7 +46,6 @@ struct Writer::Impl {
       : io(system), path(target), part_path(target + ".part"), journal_path(target + ".part.journal") {}
 
   void start(uint64_t job);
-  void open_part();
   void resume(uint64_t job);
   bool data_is_whole(const TensorRecord& record, const std::string& name, uint64_t part_size) const;
   void commit(const TensorRecord& record, const std::string& name);
@@ -56,28 +54,13 @@ struct Writer::Impl {
   uint64_t begin_tensor(const std::string& name) const;
   void end_tensor(TensorRecord record, const std::string& name);
   HeaderRecord write_tail(const Metadata& metadata);
-  void sync_folder() const;
 };
-
-void Writer::Impl::open_part() {
-  for (;;) {
-    part = File(io, part_path, O_RDWR | O_CREAT);
-    if (io.flock(part.fd(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
-      throw_error(ErrorCode::kIo, "{}: another process is writing it", part_path);
-    // Another writer may have renamed this very file to PATH between open and lock: then leave it alone.
-    struct stat opened, named;
-    if (io.fstat(part.fd(), &opened) != 0) throw_io(part_path, "read the size", errno);
-    if (io.stat(part_path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
-        opened.st_ino == named.st_ino)
-      return;
-  }
-}
 
 void Writer::Impl::start(uint64_t job) {
   struct stat target;
   if (io.stat(path.c_str(), &target) == 0 && !S_ISREG(target.st_mode))
     throw_error(ErrorCode::kIo, "{}: exists and is not a regular file", path);
-  open_part();
+  part = open_locked(io, part_path);
   const bool is_new = part.size_bytes() == 0;
   try {
     journal = File(io, journal_path, O_RDWR | O_CREAT);
@@ -167,13 +150,6 @@ void Writer::Impl::end_tensor(TensorRecord record, const std::string& name) {
   more.add_tensor(record, name);
   append_journal(more);
   commit(record, name);
-}
-
-void Writer::Impl::sync_folder() const {
-  const std::string folder = std::filesystem::path(path).parent_path().string();
-  const File file(io, folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
-  if (io.fsync(file.fd()) != 0 && errno != EINVAL)
-    throw_io(folder, "flush to disk", errno);  // EINVAL: not supported
 }
 
 Writer::Writer(const std::string& path, uint64_t job, Io& io) : impl_(std::make_unique<Impl>(path, io)) {
@@ -321,7 +297,7 @@ void Writer::finish(const Metadata& metadata) {
   if (w.io.rename(w.part_path.c_str(), w.path.c_str()) != 0)
     throw_io(w.path, "put the finished file in place", errno);
   w.done = true;
-  w.sync_folder();
+  sync_folder_of(w.io, w.path);
   w.io.unlink(w.journal_path.c_str());  // one left behind is replaced by the next Writer
 }
 

@@ -17,7 +17,9 @@ constexpr uint32_t kDefaultContext = 4096;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxChunk = 1024;
 
-SessionOptions resolve(const Model& model, SessionOptions options) {
+}  // namespace
+
+SessionOptions resolve_options(const Model& model, SessionOptions options) {
   const uint32_t max_context = model.spec().max_context;
   if (options.n_ctx == 0) options.n_ctx = std::min(max_context, kDefaultContext);
   if (options.n_ctx > max_context)
@@ -36,16 +38,14 @@ SessionOptions resolve(const Model& model, SessionOptions options) {
   return options;
 }
 
-}  // namespace
-
 MemoryPlan plan_memory(const Model& model, const SessionOptions& options) {
-  const SessionOptions resolved = resolve(model, options);
+  const SessionOptions resolved = resolve_options(model, options);
   return backend_for(resolved.device).plan(model, resolved);
 }
 
 struct Session::Impl {
   Impl(std::shared_ptr<const Model> m, const SessionOptions& o)
-      : model(std::move(m)), options(resolve(*model, o)) {
+      : model(std::move(m)), options(resolve_options(*model, o)) {
     const BackendKind& kind = backend_for(options.device);
     options.device = options.device == "auto" ? kind.device : options.device;
     backend = kind.create(model, options);
@@ -70,8 +70,8 @@ struct Session::Impl {
   // Runs ids after the timeline, chunk by chunk; after_chunk(n) sees each while its rows are in the backend.
   template <typename AfterChunk>
   void feed(std::span<const int32_t> ids, AfterChunk&& after_chunk) {
-    logits = {};
     check_interrupt();
+    logits = {};
     while (!ids.empty()) {
       const auto chunk = ids.first(std::min<size_t>(ids.size(), options.prefill_chunk));
       decode_batch(*backend, model->spec(), chunk, static_cast<uint32_t>(tokens.size()), stop);
@@ -123,18 +123,22 @@ void Session::interrupt() {
   impl_->stop.store(true);
 }
 
-void Session::sync(std::span<const int32_t> ids) {
+uint32_t Session::sync(std::span<const int32_t> ids) {
   if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");
   impl_->check_ids(ids, 0);
   const std::vector<int32_t>& tokens = impl_->tokens;
   size_t common = static_cast<size_t>(
       std::mismatch(ids.begin(), ids.end(), tokens.begin(), tokens.end()).first - ids.begin());
   if (common == ids.size()) {
-    if (common == tokens.size() && !impl_->logits.empty()) return impl_->check_interrupt();
+    if (common == tokens.size() && !impl_->logits.empty()) {
+      impl_->check_interrupt();
+      return static_cast<uint32_t>(common);
+    }
     --common;  // the last token runs again for its logits
   }
   impl_->rewind(common);
   impl_->feed(ids.subspan(common));
+  return static_cast<uint32_t>(common);
 }
 
 void Session::append(std::span<const int32_t> ids) {
@@ -172,10 +176,14 @@ void Session::save(const std::string& path) const {
 }
 
 void Session::load(const std::string& path) {
-  std::vector<int32_t> tokens =
-      load_session(path, *impl_->model, impl_->options.kv, impl_->options.n_ctx, *impl_->backend);
-  impl_->rewind(0);
-  impl_->tokens.insert(impl_->tokens.end(), tokens.begin(), tokens.end());
+  const SavedSession saved = read_session(path, *impl_->model, impl_->options.kv, impl_->options.n_ctx);
+  const uint32_t n_layers = impl_->model->spec().n_layers;
+  const size_t layer_bytes = saved.cache.size() / n_layers;
+  impl_->rewind(0);  // should a device fail halfway, the session is empty
+  for (uint32_t i = 0; i < n_layers; ++i)
+    impl_->backend->write_kv(i, static_cast<uint32_t>(saved.tokens.size()),
+                             saved.cache.data() + i * layer_bytes);
+  impl_->tokens.insert(impl_->tokens.end(), saved.tokens.begin(), saved.tokens.end());
 }
 
 }  // namespace pith

@@ -1,8 +1,8 @@
 // A session: one timeline of tokens over a model, with its KV cache, scratch and worker threads.
 //
-// One thread at a time, except interrupt(), which any thread may call. All memory is taken on construction; nothing is
-// allocated per token. The same ids give the same logits whatever the thread count and however they were fed
-// (one by one, in chunks, after a rewind): bit for bit.
+// One thread at a time, except interrupt(), which any thread may call. All memory of sync and append is taken on
+// construction; nothing is allocated per token. The same ids give the same logits whatever the thread count and however
+// they were fed (one by one, in chunks, after a rewind): bit for bit.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -25,8 +25,11 @@ struct SessionOptions {
   KvType kv = KvType::kF16;
   uint32_t prefill_chunk = 128;  // tokens per batched pass, 1..1024
   std::string device = "auto";   // "cpu", "cuda", "cuda:N"
-  std::string kernels = "auto";  // "scalar", "avx2", "avx512": force an instruction set (tests)
+  std::string kernels = "auto";  // those of the device (pith.h); force an instruction set (tests)
 };
+
+// What the zeros in the options come to. Throws kInvalidArgument on a value out of range.
+SessionOptions resolve_options(const Model& model, SessionOptions options);
 
 // Exact bytes that a session will take, without taking them.
 struct MemoryPlan {
@@ -46,9 +49,9 @@ class Session {
   const std::vector<int32_t>& tokens() const;  // the timeline
 
   // Makes the timeline equal `ids`, keeping the longest common prefix's cache and running the rest (batched).
-  // Afterwards logits() are those after the last id. Throws kInvalidArgument (empty, id out of range), kContextFull,
+  // Afterwards logits() are those after the last id. Returns how many ids' results were kept. Throws kInvalidArgument (empty, id out of range), kContextFull,
   // kInterrupted (the timeline then holds what was finished).
-  void sync(std::span<const int32_t> ids);
+  uint32_t sync(std::span<const int32_t> ids);
   void append(int32_t id) { append(std::span<const int32_t>(&id, 1)); }
   void append(std::span<const int32_t> ids);
   void rewind(
@@ -63,7 +66,8 @@ class Session {
   void interrupt();  // any thread; makes a running or the next sync/append throw kInterrupted, once
 
   // Timeline and cache to a file and back, bound to the model's fingerprint; files obey the container's discipline
-  // (checked sizes, checksum, atomic write). load throws kFormat and leaves the session as it was.
+  // (checked sizes, checksum, atomic write). load holds the file in memory until it is checked; it throws kIo, kFormat or
+  // kContextFull and leaves the session as it was. Should a device then fail, the session is empty.
   void save(const std::string& path) const;
   void load(const std::string& path);
 

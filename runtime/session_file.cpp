@@ -1,13 +1,13 @@
-// Writing and reading a session's file, a layer at a time.
+// Writing a session's file a layer at a time, reading it as a whole.
 #include "runtime/session_file.h"
 
 #include <fcntl.h>
 
 #include <array>
-#include <cerrno>
 #include <cstring>
 #include <span>
 
+#include "format/atomic_file.h"
 #include "format/checked.h"
 #include "format/checksum.h"
 #include "format/io.h"
@@ -59,12 +59,6 @@ HeaderRecord make_header(const Model& model, KvType kv, uint64_t n_tokens) {
   return h;
 }
 
-void sync_folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-  File(Io::system(), folder, O_RDONLY | O_DIRECTORY).sync();
-}
-
 void read_exactly(const File& file, const std::string& path, uint64_t offset, void* data, size_t size) {
   if (file.read_at(offset, data, size) != size)
     throw_error(ErrorCode::kFormat, "{}: the file ends inside byte {} to {}", path, offset, offset + size);
@@ -89,7 +83,8 @@ HeaderRecord read_header(const File& file, const std::string& path, const Model&
                 path, h.fingerprint, model.container().fingerprint());
   if (h.kv_type != static_cast<uint32_t>(kv)) refuse("cache type", h.kv_type, static_cast<uint32_t>(kv));
   if (h.n_tokens > n_ctx)
-    refuse("number of tokens", h.n_tokens, fmt::format("at most the context, {}", n_ctx));
+    throw_error(ErrorCode::kContextFull, "{}: {} tokens, expected at most the context's {}", path, h.n_tokens,
+                n_ctx);
   HeaderRecord expected = make_header(model, kv, h.n_tokens);
   if (size != expected.file_size) refuse("size", size, expected.file_size);
   expected.payload_checksum = h.payload_checksum;
@@ -106,66 +101,44 @@ void save_session(const std::string& path, const Model& model, KvType kv, const 
   HeaderRecord header = make_header(model, kv, tokens.size());
   const uint32_t n_tokens = header.n_tokens;
   std::vector<uint8_t> layer(kv_layer_bytes(model.spec(), kv, n_tokens));
-  const std::string part = path + ".part";
-  Io& io = Io::system();
-  try {
-    File file(io, part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    Checksum64 checksum;
-    uint64_t at = sizeof header;
-    const auto write = [&](std::span<const uint8_t> bytes) {
-      if (bytes.empty()) return;
-      file.write_at(at, bytes.data(), bytes.size());
-      checksum.update(bytes);
-      at += bytes.size();
-    };
-    write(bytes_of(tokens.data(), tokens.size()));
-    for (uint32_t i = 0; i < model.spec().n_layers; ++i) {
-      backend.read_kv(i, n_tokens, layer.data());
-      write(layer);
-    }
-    header.payload_checksum = checksum.value();
-    header.header_checksum = header_checksum(header);
-    file.write_at(0, &header, sizeof header);
-    file.sync();
-  } catch (...) {
-    io.unlink(part.c_str());
-    throw;
+  AtomicFile out(path);
+  Checksum64 checksum;
+  uint64_t at = sizeof header;
+  const auto write = [&](std::span<const uint8_t> bytes) {
+    if (bytes.empty()) return;
+    out.file().write_at(at, bytes.data(), bytes.size());
+    checksum.update(bytes);
+    at += bytes.size();
+  };
+  write(bytes_of(tokens.data(), tokens.size()));
+  for (uint32_t i = 0; i < model.spec().n_layers; ++i) {
+    backend.read_kv(i, n_tokens, layer.data());
+    write(layer);
   }
-  if (io.rename(part.c_str(), path.c_str()) != 0) {
-    const int error = errno;
-    io.unlink(part.c_str());
-    throw_io(path, "rename", error);
-  }
-  sync_folder_of(path);
+  header.payload_checksum = checksum.value();
+  header.header_checksum = header_checksum(header);
+  out.file().write_at(0, &header, sizeof header);
+  out.commit();
 }
 
-std::vector<int32_t> load_session(const std::string& path, const Model& model, KvType kv, uint32_t n_ctx,
-                                  Backend& backend) {
+SavedSession read_session(const std::string& path, const Model& model, KvType kv, uint32_t n_ctx) {
   const File file(Io::system(), path, O_RDONLY | O_CLOEXEC);
   const HeaderRecord header = read_header(file, path, model, kv, n_ctx);
-  std::vector<int32_t> tokens(header.n_tokens);
-  std::vector<uint8_t> layer(kv_layer_bytes(model.spec(), kv, header.n_tokens));
-  const uint64_t first_layer = sizeof header + tokens.size() * sizeof(int32_t);
-  // Once through the whole file for the checksum, so that a damaged one leaves the session as it was.
-  if (!tokens.empty())
-    read_exactly(file, path, sizeof header, tokens.data(), tokens.size() * sizeof(int32_t));
+  SavedSession saved{std::vector<int32_t>(header.n_tokens), {}};
+  const uint64_t ids_bytes = header.n_tokens * sizeof(int32_t);
+  saved.cache.resize(header.file_size - sizeof header - ids_bytes);  // file_size is the file's, checked
+  read_exactly(file, path, sizeof header, saved.tokens.data(), ids_bytes);
+  read_exactly(file, path, sizeof header + ids_bytes, saved.cache.data(), saved.cache.size());
   Checksum64 checksum;
-  checksum.update(bytes_of(tokens.data(), tokens.size()));
-  for (uint32_t i = 0; i < model.spec().n_layers; ++i) {
-    read_exactly(file, path, first_layer + i * layer.size(), layer.data(), layer.size());
-    checksum.update(layer);
-  }
+  checksum.update(bytes_of(saved.tokens.data(), saved.tokens.size()));
+  checksum.update(saved.cache);
   if (checksum.value() != header.payload_checksum)
     throw_error(ErrorCode::kFormat, "{}: the checksum of ids and cache is wrong", path);
-  for (size_t i = 0; i < tokens.size(); ++i)
-    if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= model.spec().vocab_size)
-      throw_error(ErrorCode::kFormat, "{}: token {} is {}, expected less than {}", path, i, tokens[i],
+  for (size_t i = 0; i < saved.tokens.size(); ++i)
+    if (saved.tokens[i] < 0 || static_cast<uint32_t>(saved.tokens[i]) >= model.spec().vocab_size)
+      throw_error(ErrorCode::kFormat, "{}: token {} is {}, expected less than {}", path, i, saved.tokens[i],
                   model.spec().vocab_size);
-  for (uint32_t i = 0; i < model.spec().n_layers; ++i) {
-    read_exactly(file, path, first_layer + i * layer.size(), layer.data(), layer.size());
-    backend.write_kv(i, header.n_tokens, layer.data());
-  }
-  return tokens;
+  return saved;
 }
 
 }  // namespace pith

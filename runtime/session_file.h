@@ -9,7 +9,7 @@
 //  ...    | zero                              | checksum of bytes 0..119          |
 //  128    int32 ids [n_tokens], then each layer's cache as Backend::read_kv gives it
 //
-// Checksums are XXH3-64. The file is written beside its name as .part and renamed when it is complete.
+// Checksums are XXH3-64. The file is put in place when it is complete (format/atomic_file.h).
 #pragma once
 #include <cstdint>
 #include <string>
@@ -22,9 +22,13 @@ namespace pith {
 void save_session(const std::string& path, const Model& model, KvType kv, const std::vector<int32_t>& tokens,
                   const Backend& backend);
 
-// Checks everything before the backend is touched, then fills its cache and returns the timeline. Throws Error(kIo), or
-// kFormat naming the first thing that is wrong.
-std::vector<int32_t> load_session(const std::string& path, const Model& model, KvType kv, uint32_t n_ctx,
-                                  Backend& backend);
+// The whole of it is in memory and checked before the session changes.
+struct SavedSession {
+  std::vector<int32_t> tokens;
+  std::vector<uint8_t> cache;  // [n_layers, kv_layer_bytes()]
+};
+// Throws Error(kIo), kContextFull when the file holds more than n_ctx tokens, or kFormat naming the first thing that is
+// wrong.
+SavedSession read_session(const std::string& path, const Model& model, KvType kv, uint32_t n_ctx);
 
 }  // namespace pith

@@ -205,7 +205,7 @@ TEST_CASE("a session's logits do not depend on what was there before") {
   CHECK(same_bits(session.logits(), expected));
 
   session.append(3);
-  session.sync(ids);  // a prefix of the timeline
+  CHECK(session.sync(ids) == ids.size() - 1);  // a prefix of the timeline: the last one runs for its logits
   CHECK(session.tokens() == ids);
   CHECK(same_bits(session.logits(), expected));
 }
@@ -247,6 +247,8 @@ TEST_CASE("bad calls are refused and change nothing") {
   refuse_options([](SessionOptions& o) { o.prefill_chunk = 0; }, "prefill_chunk");
   refuse_options([](SessionOptions& o) { o.n_threads = 5000; }, "threads");
   refuse_options([](SessionOptions& o) { o.device = "abacus"; }, "'abacus'");
+  refuse_options([](SessionOptions& o) { o.device = "cpu:7"; }, "'cpu:7'");
+  refuse_options([](SessionOptions& o) { o.device = "auto:x"; }, "'auto:x'");
   refuse_options([](SessionOptions& o) { o.kernels = "sse9"; }, "'sse9'");
 }
 
@@ -259,6 +261,11 @@ TEST_CASE("an interrupt stops one call and leaves a timeline that goes on") {
   session.interrupt();
   CHECK_THROWS_AS(session.sync(ids), Error);
   CHECK(session.tokens().empty());
+  session.sync(std::span(ids).first(3));
+  session.interrupt();
+  CHECK_THROWS_AS(session.append(5), Error);
+  CHECK(session.tokens().size() == 3);
+  CHECK_FALSE(session.logits().empty());  // nothing had begun: as before the call
 
   std::thread other([&] {
     while (session.tokens().capacity() == 0) std::this_thread::yield();
@@ -320,14 +327,14 @@ TEST_CASE("a session file that is damaged or of another model is refused and lea
   const std::vector<float> logits = copy_of(session.logits());
   const Bytes good = read_file(f.folder / "s");
 
-  const auto refuse = [&](Session& into, const Bytes& bytes) {
+  const auto refuse = [&](Session& into, const Bytes& bytes, ErrorCode code = ErrorCode::kFormat) {
     write_file(f.folder / "bad", bytes);
     const std::vector<int32_t> before = into.tokens();
     try {
       into.load(f.folder / "bad");
       FAIL("accepted");
     } catch (const Error& error) {
-      REQUIRE(error.code() == ErrorCode::kFormat);
+      REQUIRE(error.code() == code);
     }
     REQUIRE(into.tokens() == before);
   };
@@ -348,7 +355,7 @@ TEST_CASE("a session file that is damaged or of another model is refused and lea
   refuse(of_another_model, good);
   options.n_ctx = 5;
   Session short_context(f.model, options);
-  refuse(short_context, good);
+  refuse(short_context, good, ErrorCode::kContextFull);
   options.n_ctx = 16;
   options.kv = KvType::kI8;
   Session other_cache(f.model, options);

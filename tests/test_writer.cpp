@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <functional>
 
+#include "format/atomic_file.h"
 #include "format_samples.h"
 
 using namespace pith;
@@ -466,6 +467,29 @@ TEST_CASE("a folder on a file system that cannot sync folders is no error") {
   const TempFolder folder;
   Writer(folder / "f", kJob, io).finish({});
   CHECK(fs::exists(folder / "f"));
+  AtomicFile(folder / "g", 0666, io).commit();
+  CHECK(fs::exists(folder / "g"));
+}
+
+TEST_CASE("an atomic file is what it was until commit, and a second writer is refused") {
+  const TempFolder folder;
+  write_file(folder / "f", kOld);
+  write_file(folder / "f.part", Bytes(100, 'x'));  // left behind
+  {
+    const AtomicFile given_up(folder / "f");
+    given_up.file().write_at(0, "new", 3);
+    CHECK_THAT(error_of([&] { AtomicFile second(folder / "f"); }), Contains("another process is writing it"));
+    CHECK(read_file(folder / "f") == kOld);
+  }
+  CHECK(n_files(folder) == 1);
+  CHECK(read_file(folder / "f") == kOld);
+  AtomicFile file(folder / "f", 0600);
+  file.file().write_at(0, "new", 3);
+  file.commit();
+  CHECK(read_file(folder / "f") == Bytes{'n', 'e', 'w'});
+  CHECK((fs::status(folder / "f").permissions() & fs::perms::all) ==
+        (fs::perms::owner_read | fs::perms::owner_write));
+  CHECK(n_files(folder) == 1);
 }
 
 TEST_CASE("a preview opens while it is used and not after, and the file is the same as without") {

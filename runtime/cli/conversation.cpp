@@ -1,14 +1,11 @@
 // Turns, undo, save and load of a conversation.
 #include "runtime/cli/conversation.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "format/atomic_file.h"
 #include "runtime/cli/cli.h"
 
 namespace pith::cli {
@@ -30,23 +27,9 @@ std::string text_of(const nlohmann::json& object, const char* key, const std::st
 }
 
 void write_private(const std::string& path, const std::string& text) {
-  const std::string part = path + ".part";
-  const int fd = ::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (fd < 0) throw_error(ErrorCode::kIo, "{}: {}", part, std::strerror(errno));
-  size_t done = 0;
-  bool ok = true;
-  while (ok && done < text.size()) {
-    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
-    if (n > 0) done += static_cast<size_t>(n);
-    ok = n > 0 || errno == EINTR;
-  }
-  ok = ok && ::fsync(fd) == 0;
-  int cause = errno;
-  ok = ::close(fd) == 0 && ok;
-  if (ok && ::rename(part.c_str(), path.c_str()) == 0) return;
-  if (ok) cause = errno;
-  ::unlink(part.c_str());
-  throw_error(ErrorCode::kIo, "{}: cannot be written: {}", path, std::strerror(cause));
+  AtomicFile out(path, 0600);
+  out.file().write_at(0, text.data(), text.size());
+  out.commit();
 }
 
 }  // namespace
