@@ -104,11 +104,19 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
       if (c.value > best.value) best = c;
     return best.id;
   }
-  for (Candidate& c : candidates_) c.value /= options_.temperature;
+  // The largest first becomes 0: what a tiny temperature divides to -inf is then never drawn.
+  const float max = largest();
+  for (Candidate& c : candidates_) c.value = (c.value - max) / options_.temperature;
   keep_top_k();
   keep_top_p();
   keep_min_p();
   return draw();
+}
+
+float Sampler::largest() const {
+  float max = candidates_[0].value;
+  for (const Candidate& c : candidates_) max = std::max(max, c.value);
+  return max;
 }
 
 void Sampler::penalize(std::span<const int32_t> history) {
@@ -143,8 +151,7 @@ void Sampler::keep_top_k() {
 
 void Sampler::keep_top_p() {
   if (options_.top_p >= 1) return;
-  float max = candidates_[0].value;
-  for (const Candidate& c : candidates_) max = std::max(max, c.value);
+  const float max = largest();
   const auto weight = [max](const Candidate& c) { return std::exp(static_cast<double>(c.value - max)); };
   double total = 0;
   for (const Candidate& c : candidates_) total += weight(c);
@@ -166,16 +173,14 @@ void Sampler::keep_top_p() {
 
 void Sampler::keep_min_p() {
   if (options_.min_p <= 0) return;
-  float max = candidates_[0].value;
-  for (const Candidate& c : candidates_) max = std::max(max, c.value);
+  const float max = largest();
   const float least = max + std::log(options_.min_p);
   std::erase_if(candidates_,
                 [&](const Candidate& c) { return c.value < least; });  // the best one stays: min_p <= 1
 }
 
 int32_t Sampler::draw() {
-  float max = candidates_[0].value;
-  for (const Candidate& c : candidates_) max = std::max(max, c.value);
+  const float max = largest();
   double total = 0;
   for (Candidate& c : candidates_) {
     c.value = std::exp(c.value - max);

@@ -40,6 +40,7 @@ class Sampler {
   std::vector<Candidate> candidates_;  // scratch, [vocab_size]
   std::vector<uint32_t> counts_;       // scratch, [vocab_size], zero between calls
 
+  float largest() const;
   void penalize(std::span<const int32_t> history);
   void keep_top_k();
   void keep_top_p();

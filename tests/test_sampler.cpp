@@ -51,6 +51,15 @@ TEST_CASE("draws follow the softmax of the logits over temperature") {
   }
 }
 
+TEST_CASE("a temperature near zero is greedy, whatever the filters") {
+  SamplerOptions options;
+  options.temperature = 1e-38f;
+  const std::vector<float> logits = {12, 30, -7, 29.5f};
+  CHECK(draw(options, logits, 50) == std::map<int32_t, int>{{1, 50}});
+  options.top_p = 0.9f, options.min_p = 0.1f, options.top_k = 3;
+  CHECK(draw(options, logits, 50) == std::map<int32_t, int>{{1, 50}});
+}
+
 TEST_CASE("top-k, top-p and min-p keep exactly the tokens they are defined to keep") {
   const std::vector<float> logits = random_logits(300, 1);
   std::vector<int32_t> order(300);
