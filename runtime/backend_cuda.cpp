@@ -250,6 +250,7 @@ class CudaBackend final : public Backend {
  public:
   CudaBackend(std::shared_ptr<const Model> model, const SessionOptions& options, const DeviceInfo& device,
               const MemoryPlan& needed);
+  ~CudaBackend() override;
 
   void embed(std::span<const int32_t> ids, uint32_t position) override;
   void attn_in(uint32_t layer) override {
@@ -346,6 +347,15 @@ CudaBackend::CudaBackend(std::shared_ptr<const Model> model, const SessionOption
     stream_.wait();
   }
   record_graphs();
+}
+
+// CUDA's current device is the thread's: the public calls set it, as each may come from another thread.
+CudaBackend::~CudaBackend() {
+  try {
+    use_device(device_.idx);
+  } catch (const Error&) {
+    // A device that is lost: what is released on it now fails without harm.
+  }
 }
 
 void CudaBackend::record_graphs() {
@@ -523,6 +533,7 @@ void CudaBackend::run_head(uint32_t first, uint32_t n_rows) {
 // ---- Phases -------------------------------------------------------------------------------------------------------
 
 void CudaBackend::embed(std::span<const int32_t> ids, uint32_t position) {
+  use_device(device_.idx);
   finish_due();
   stream_.wait();  // step_ may still be on its way
   n_ = static_cast<uint32_t>(ids.size());
@@ -533,6 +544,7 @@ void CudaBackend::embed(std::span<const int32_t> ids, uint32_t position) {
 }
 
 std::span<const float> CudaBackend::head(uint32_t first, uint32_t n_rows) {
+  use_device(device_.idx);
   if (due_) {
     token_and_logits_.launch(stream_);
     due_ = false;
@@ -561,6 +573,7 @@ void CudaBackend::for_each_cache_piece(uint32_t layer, uint32_t n_tokens, F&& f)
 }
 
 void CudaBackend::read_kv(uint32_t layer, uint32_t n_tokens, uint8_t* out) const {
+  use_device(device_.idx);
   finish_due();
   for_each_cache_piece(layer, n_tokens, [&](const uint8_t* cache, uint64_t at, uint64_t n_bytes) {
     stream_.copy_to_host(out + at, cache, n_bytes);
@@ -569,6 +582,7 @@ void CudaBackend::read_kv(uint32_t layer, uint32_t n_tokens, uint8_t* out) const
 }
 
 void CudaBackend::write_kv(uint32_t layer, uint32_t n_tokens, const uint8_t* in) {
+  use_device(device_.idx);
   finish_due();
   for_each_cache_piece(layer, n_tokens, [&](uint8_t* cache, uint64_t at, uint64_t n_bytes) {
     stream_.copy_to_device(cache, in + at, n_bytes);

@@ -40,12 +40,16 @@ void wait_while(const std::atomic<uint32_t>& counter, uint32_t value, int n_spin
 ThreadPool::ThreadPool(uint32_t n_threads)
     : n_threads_(std::max(n_threads, 1u)),
       n_spins_(n_threads_ <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins) {
+  workers_.reserve(n_threads_ - 1);
   try {
     for (uint32_t i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (const std::system_error& error) {
     stop();
     throw_error(ErrorCode::kOutOfMemory, "cannot start thread {} of {}: {}", workers_.size() + 1, n_threads_,
                 error.what());
+  } catch (...) {
+    stop();
+    throw;
   }
 }
 
