@@ -97,10 +97,7 @@ bool set_session_option(SessionOptions& options, std::string_view key, std::stri
   } else if (key == "kv") {
     options.kv = one_of({"f16", "i8"}, "f16, i8") == "f16" ? KvType::kF16 : KvType::kI8;
   } else if (key == "kernels") {
-    options.kernels =
-        one_of({"auto", "scalar", "avx2", "avx512", "registers", "registers-sync", "async", "async-sync",
-                "bulk", "bulk-sync"},
-               "auto, scalar, avx2, avx512; on cuda registers, async, bulk, with or without -sync");
+    options.kernels = value;  // the device knows which there are
   } else if (key == "device") {
     options.device = value;  // the session knows which there are
   } else {

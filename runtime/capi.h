@@ -1,6 +1,8 @@
 // What the C API's sources share: the two objects behind the handles, and the guard that turns exceptions into codes.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -27,10 +29,17 @@ struct pith_session {
   pith::SamplerOptions sampling;
   pith::Sampler sampler;
   uint32_t max_tokens = 0;  // 0 = as many as fit
-  bool has_logits = false;  // session.logits() are those after the timeline's last id
+  int32_t drawn = -1;       // a token that an interrupted call drew for the end of the timeline; -1 = none
 };
 
 namespace pith::capi {
+
+// What the options of pith_session_open come to.
+struct SessionSettings {
+  SessionOptions session;
+  SamplerOptions sampling;
+  uint32_t max_tokens = 0;
+};
 
 // Stores the exception in flight as this thread's message and returns its code. Allocates nothing.
 int report_exception() noexcept;
@@ -63,10 +72,27 @@ void for_each_option(const char* const* options, F&& each) {
 void fill(std::string_view text, char* buffer, size_t capacity, size_t* n_needed);
 void fill(std::span<const int32_t> ids, int32_t* buffer, size_t capacity, size_t* n_needed);
 
-// Sets one key of pith_session_open; false when the key is not one of them. Throws on a bad value.
+// Sets every option of pith_session_open over the defaults in `settings`. Throws on an unknown key or a bad value.
+void set_options(SessionSettings& settings, const char* const* options);
+// Sets one key of pith_session_open that is not one of pith_set; false when the key is not one of them. Throws on a bad value.
 bool set_session_option(SessionOptions& options, std::string_view key, std::string_view value);
 // 0..maximum, or throws naming the key.
 uint64_t parse_count(std::string_view key, std::string_view value, uint64_t maximum);
+
+// Output structs begin with `size`, the caller's. The first version ended at first_size; later ones only add members.
+template <typename T>
+void need_size(const T* out, size_t first_size, const char* name) {
+  if (out->size < first_size)
+    throw_error(ErrorCode::kInvalidArgument, "{}.size is {}, expected at least {}", name, out->size,
+                first_size);
+}
+// Copies the members that the caller's version has.
+template <typename T>
+void hand_out(const T& from, T* out) {
+  const size_t size = out->size;
+  std::memcpy(out, &from, std::min(size, sizeof from));
+  out->size = size;
+}
 
 void log(int level, std::string_view message) noexcept;
 

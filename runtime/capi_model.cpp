@@ -196,22 +196,14 @@ int pith_plan(const char* path, const char* const* options, pith_memory_plan* pl
   return guarded([&] {
     need(path, "path");
     need(plan, "plan");
-    if (plan->size < sizeof(pith_memory_plan))
-      throw_error(ErrorCode::kInvalidArgument, "pith_memory_plan.size is {}, expected {}", plan->size,
-                  sizeof(pith_memory_plan));
-    SessionOptions session_options;
-    for_each_option(options, [&](std::string_view key, std::string_view value) {
-      SamplerOptions ignored;
-      if (!set_session_option(session_options, key, value)) set_sampler_option(ignored, key, value);
-    });
+    need_size(plan, offsetof(pith_memory_plan, total_bytes) + sizeof plan->total_bytes, "pith_memory_plan");
+    SessionSettings settings;
+    set_options(settings, options);
     const auto model = Model::open(path);
-    const MemoryPlan bytes = plan_memory(*model, session_options);
-    plan->n_ctx =
-        session_options.n_ctx != 0 ? session_options.n_ctx : std::min(model->spec().max_context, 4096u);
-    plan->weights_bytes = bytes.weights_bytes;
-    plan->kv_bytes = bytes.kv_bytes;
-    plan->scratch_bytes = bytes.scratch_bytes;
-    plan->total_bytes = bytes.total();
+    const SessionOptions resolved = resolve_options(*model, settings.session);
+    const MemoryPlan bytes = plan_memory(*model, resolved);
+    hand_out({0, resolved.n_ctx, bytes.weights_bytes, bytes.kv_bytes, bytes.scratch_bytes, bytes.total()},
+             plan);
     return PITH_OK;
   });
 }

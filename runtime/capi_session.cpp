@@ -1,6 +1,7 @@
 // C API, part 3: a session, its timeline, and text from it.
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <random>
 
 #include "runtime/capi.h"
@@ -71,20 +72,31 @@ std::string session_fact(const pith_session& s, std::string_view key) {
 }
 
 void need_logits(const pith_session& s) {
-  if (!s.has_logits)
+  if (s.session.logits().empty())
     throw_error(ErrorCode::kInvalidArgument, "no logits: call pith_sync with at least one id first");
 }
 
-void sync_to(pith_session& s, std::span<const int32_t> ids) {
-  s.has_logits = false;
-  s.session.sync(ids);
-  s.has_logits = true;
+// Returns how many ids were in the cache. What was drawn stays for the timeline that it was drawn for.
+uint32_t sync_to(pith_session& s, std::span<const int32_t> ids) {
+  const std::vector<int32_t>& tokens = s.session.tokens();
+  const bool is_same = std::equal(ids.begin(), ids.end(), tokens.begin(), tokens.end());
+  const int32_t drawn = std::exchange(s.drawn, -1);
+  const uint32_t n_reused = s.session.sync(ids);
+  if (is_same) s.drawn = drawn;
+  return n_reused;
+}
+
+// The next token: the one that an interrupted call drew and did not append, or a new one.
+int32_t draw(pith_session& s) {
+  if (s.drawn >= 0) return s.drawn;
+  need_logits(s);
+  return s.sampler.sample(s.session.logits(), s.session.tokens());
 }
 
 void append(pith_session& s, int32_t id) {
-  s.has_logits = false;
+  s.drawn = id;
   s.session.append(id);
-  s.has_logits = true;
+  s.drawn = -1;
 }
 
 bool is_full(const pith_session& s) {
@@ -98,7 +110,7 @@ class TextOut {
   TextOut(pith_text_fn fn, void* user, bool skip_space) : fn_(fn), user_(user), skip_space_(skip_space) {}
 
   bool put(std::string_view bytes) { return emit(holder_.push(bytes)); }  // false: the callback wants to stop
-  bool finish() { return emit(holder_.flush()); }
+  void finish() { emit(holder_.flush()); }
 
  private:
   bool emit(std::string_view text) {
@@ -115,6 +127,18 @@ class TextOut {
   Utf8Holder holder_;
 };
 
+// What was handed out must get into the timeline, however often it is interrupted. Returns whether it was.
+bool append_always(pith_session& s, int32_t id) {
+  for (bool interrupted = false;; interrupted = true) {
+    try {
+      append(s, id);
+      return interrupted;
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kInterrupted) throw;
+    }
+  }
+}
+
 // Draws, hands out, appends: in this order, so that a reader sees a token before the next one is computed.
 void generate(pith_session& s, TextOut& out, pith_reply& reply) {
   const Tokenizer& tokenizer = s.session.model().tokenizer();
@@ -126,42 +150,41 @@ void generate(pith_session& s, TextOut& out, pith_reply& reply) {
     } else if (s.max_tokens != 0 && reply.n_generated == s.max_tokens) {
       reply.stop = PITH_STOP_LENGTH;
     } else {
-      need_logits(s);
-      const int32_t id = s.sampler.sample(s.session.logits(), s.session.tokens());
+      const int32_t id = draw(s);
       if (tokenizer.is_eos(id)) {
         reply.stop = PITH_STOP_END;
         break;
       }
       ++reply.n_generated;
       if (!out.put(tokenizer.piece(id))) reply.stop = PITH_STOP_CALLBACK;
-      try {
-        append(s, id);
-      } catch (const Error& error) {
-        if (error.code() != ErrorCode::kInterrupted) throw;
-        append(s, id);  // what was handed out is in the timeline; an interrupt stops one call only
-        reply.stop = PITH_STOP_INTERRUPT;
-      }
+      if (append_always(s, id)) reply.stop = PITH_STOP_INTERRUPT;
     }
   }
-  if (!out.finish() && reply.stop == 0) reply.stop = PITH_STOP_CALLBACK;
+  out.finish();  // the reply has ended already: a wish to stop changes nothing
   reply.generation_seconds = seconds_since(start);
 }
 
 void check_reply_size(const pith_reply* reply) {
-  if (reply != nullptr && reply->size < sizeof(pith_reply))
-    throw_error(ErrorCode::kInvalidArgument, "pith_reply.size is {}, expected {}", reply->size,
-                sizeof(pith_reply));
+  if (reply != nullptr)
+    need_size(reply, offsetof(pith_reply, generation_seconds) + sizeof reply->generation_seconds,
+              "pith_reply");
 }
 
-// Copies the members, keeping the caller's size.
-void hand_out(const pith_reply& from, pith_reply* to) {
-  if (to == nullptr) return;
-  const size_t size = to->size;
-  *to = from;
-  to->size = size;
+void set_max_tokens(uint32_t& max_tokens, std::string_view value) {
+  max_tokens = static_cast<uint32_t>(parse_count("max_tokens", value, UINT32_MAX));
 }
 
 }  // namespace
+
+void set_options(SessionSettings& settings, const char* const* options) {
+  for_each_option(options, [&](std::string_view key, std::string_view value) {
+    if (key == "max_tokens")
+      set_max_tokens(settings.max_tokens, value);
+    else if (!set_session_option(settings.session, key, value))
+      set_sampling(settings.sampling, key, value);
+  });
+}
+
 }  // namespace pith::capi
 
 using namespace pith;  // NOLINT: this file implements the library's own C names
@@ -173,17 +196,11 @@ int pith_session_open(const pith_model* model, const char* const* options, pith_
   return guarded([&] {
     need(model, "model");
     need(out, "out");
-    SessionOptions session_options;
-    SamplerOptions sampling = default_sampling(model->model->generation());
-    uint32_t max_tokens = 0;
-    for_each_option(options, [&](std::string_view key, std::string_view value) {
-      if (key == "max_tokens")
-        max_tokens = static_cast<uint32_t>(parse_count(key, value, UINT32_MAX));
-      else if (!set_session_option(session_options, key, value))
-        set_sampling(sampling, key, value);
-    });
-    auto session = std::make_unique<pith_session>(model->model, session_options, sampling);
-    session->max_tokens = max_tokens;
+    SessionSettings settings;
+    settings.sampling = default_sampling(model->model->generation());
+    set_options(settings, options);
+    auto session = std::make_unique<pith_session>(model->model, settings.session, settings.sampling);
+    session->max_tokens = settings.max_tokens;
     const SessionOptions& resolved = session->session.options();
     log(0, fmt::format("{}: context {} of {} tokens, {} threads, {} kernels, device {}",
                        model->model->container().path(), session->session.n_ctx(),
@@ -204,13 +221,14 @@ int pith_set(pith_session* session, const char* key, const char* value) {
     need(key, "key");
     need(value, "value");
     if (std::string_view(key) == "max_tokens") {
-      session->max_tokens = static_cast<uint32_t>(parse_count(key, value, UINT32_MAX));
+      set_max_tokens(session->max_tokens, value);
       return PITH_OK;
     }
     SamplerOptions changed = session->sampling;
     set_sampling(changed, key, value);
     session->sampler = Sampler(changed, session->session.model().spec().vocab_size);
     session->sampling = changed;
+    session->drawn = -1;
     return PITH_OK;
   });
 }
@@ -239,11 +257,11 @@ int pith_step(pith_session* session, int32_t* id) {
   return guarded([&] {
     need(session, "session");
     need(id, "id");
-    need_logits(*session);
+    if (session->drawn < 0) need_logits(*session);
     if (is_full(*session))
       throw_error(ErrorCode::kContextFull, "the timeline's {} tokens fill the context of {}",
                   session->session.tokens().size(), session->session.n_ctx());
-    const int32_t next = session->sampler.sample(session->session.logits(), session->session.tokens());
+    const int32_t next = draw(*session);
     if (session->session.model().tokenizer().is_eos(next)) {
       *id = next;
       return int{PITH_DONE};
@@ -272,8 +290,8 @@ int pith_rewind(pith_session* session, size_t n_tokens) {
     if (n_tokens > session->session.tokens().size())
       throw_error(ErrorCode::kInvalidArgument, "pith_rewind to {} tokens: the timeline has {}", n_tokens,
                   session->session.tokens().size());
-    session->has_logits = false;
     session->session.rewind(static_cast<uint32_t>(n_tokens));
+    session->drawn = -1;
     return PITH_OK;
   });
 }
@@ -291,11 +309,11 @@ int pith_generate(pith_session* session, pith_text_fn fn, void* user, pith_reply
   return guarded([&] {
     need(session, "session");
     check_reply_size(reply);
-    need_logits(*session);
+    if (session->drawn < 0) need_logits(*session);
     pith_reply done{};
     TextOut out(fn, user, false);
     generate(*session, out, done);
-    hand_out(done, reply);
+    if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;
   });
 }
@@ -306,17 +324,14 @@ int pith_chat(pith_session* session, const pith_message* messages, size_t n_mess
     need(session, "session");
     check_reply_size(reply);
     const std::vector<int32_t> ids = render_chat(session->session.model(), messages, n_messages, true);
-    const std::vector<int32_t>& before = session->session.tokens();
     pith_reply done{};
     done.n_prompt = static_cast<uint32_t>(ids.size());
-    const auto differ = std::mismatch(ids.begin(), ids.end(), before.begin(), before.end()).first;
-    done.n_reused = static_cast<uint32_t>(differ - ids.begin());
     const auto start = std::chrono::steady_clock::now();
-    sync_to(*session, ids);
+    done.n_reused = sync_to(*session, ids);
     done.prompt_seconds = seconds_since(start);
     TextOut out(fn, user, true);
     generate(*session, out, done);
-    hand_out(done, reply);
+    if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;
   });
 }
@@ -341,7 +356,7 @@ int pith_session_load(pith_session* session, const char* path) {
     need(session, "session");
     need(path, "path");
     session->session.load(path);
-    session->has_logits = false;
+    session->drawn = -1;
     return PITH_OK;
   });
 }

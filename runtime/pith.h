@@ -22,7 +22,8 @@
  *     count, and return PITH_OK; *n_needed > capacity means truncated. With capacity 0 the buffer may be NULL
  *   - options are an array of strings, key, value, key, value, ..., NULL (or NULL for none); an unknown key or a bad value
  *     is PITH_E_INVALID and the message names it and what is allowed
- *   - output structs begin with `size`: set it to sizeof the struct, so that later versions can add members
+ *   - output structs begin with `size`: set it to sizeof the struct. Later versions add members at the end and fill those
+ *     that the caller's `size` has room for
  *
  * C99. The library's SONAME carries PITH_ABI; within one ABI, functions and struct members are only added.
  */
@@ -139,10 +140,12 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 
 /* ---- Session -------------------------------------------------------------------------------------------------- */
 
-/* All memory is taken here; nothing is allocated per token.
+/* All memory of the cache and of computing is taken here: pith_sync() and pith_step() allocate nothing. pith_generate()
+ * and pith_chat() do for their text only.
  * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores), "kv" ("f16" | "i8"),
- * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "kernels" ("auto" | "scalar" | "avx2" |
- * "avx512"), and every key of pith_set(). */
+ * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "kernels" ("auto", or one of the
+ * device's by name, for tests: "scalar", "avx2", "avx512", "neon" of a CPU; "registers", "async", "bulk" of a GPU, each
+ * also with "-sync" after it), and every key of pith_set(). */
 PITH_API int pith_session_open(const pith_model* model, const char* const* options, pith_session** out);
 
 /* Must not run beside another call on the session. NULL is allowed. */
@@ -165,7 +168,8 @@ PITH_API int pith_session_get(const pith_session* session, const char* key, char
 PITH_API int pith_sync(pith_session* session, const int32_t* ids, size_t n_ids);
 
 /* Draws the next token and appends it. PITH_DONE: the token (also in *id) is an end token; it is not appended. Needs a
- * timeline with logits: PITH_E_INVALID before pith_sync() or right after pith_rewind(). */
+ * timeline with logits: PITH_E_INVALID before pith_sync() or right after pith_rewind(). After PITH_E_INTERRUPTED the
+ * token stays drawn: the next pith_step() or pith_generate() on the same timeline begins with it. */
 PITH_API int pith_step(pith_session* session, int32_t* id);
 
 /* The distribution after the timeline's last token: *logits points to *n = vocab_size floats inside the session,
@@ -194,7 +198,7 @@ enum {
 typedef struct {
   size_t size;                 /* set by the caller */
   int stop;                    /* PITH_STOP_* */
-  uint32_t n_prompt, n_reused; /* ids of the prompt; how many of them were in the cache */
+  uint32_t n_prompt, n_reused; /* ids of the prompt; how many of them were not run again */
   uint32_t n_generated;
   double prompt_seconds, generation_seconds;
 } pith_reply;
@@ -214,7 +218,8 @@ PITH_API int pith_interrupt(pith_session* session);
 
 /* The timeline and its cache in a file (written beside it, then renamed), bound to the model. Load fails with
  * PITH_E_FORMAT on a file that is damaged or of another model, and with PITH_E_CONTEXT when it is longer than this
- * session's context; the session is then as it was. Sampling options are not stored. */
+ * session's context; the session is then as it was. It is read into memory as a whole first. Should a device then fail
+ * while it takes the cache, the session is empty. Sampling options are not stored. */
 PITH_API int pith_session_save(const pith_session* session, const char* path);
 PITH_API int pith_session_load(pith_session* session, const char* path);
 

@@ -93,6 +93,21 @@ static void library_and_model(const pith_model* model, const char* path) {
   OK(pith_plan(path, (const char* const[]){"ctx", "128", NULL}, &plan));
   CHECK(plan.n_ctx == 128 && plan.kv_bytes > 0);
   CHECK(plan.total_bytes == plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes);
+  OK(pith_plan(path, (const char* const[]){"max_tokens", "5", "seed", "random", "temp", "1", NULL}, &plan));
+  CHECK(pith_plan(path, (const char* const[]){"speed", "5", NULL}, &plan) == PITH_E_INVALID);
+  CHECK(pith_plan(path, (const char* const[]){"kernels", "mmx", NULL}, &plan) == PITH_E_INVALID);
+  plan.size = sizeof plan - 1;
+  CHECK(pith_plan(path, NULL, &plan) == PITH_E_INVALID);
+  CHECK(plan.n_ctx > 0 && plan.size == sizeof plan - 1);
+  {
+    struct {
+      pith_memory_plan known;
+      uint64_t later; /* a member that this library does not know */
+    } newer = {.later = 77};
+    newer.known.size = sizeof newer;
+    OK(pith_plan(path, NULL, &newer.known));
+    CHECK(newer.known.size == sizeof newer && newer.known.total_bytes > 0 && newer.later == 77);
+  }
 }
 
 static void wrong_arguments(const pith_model* model, pith_session* session) {
@@ -175,6 +190,8 @@ static void conversation(pith_session* session) {
   OK(pith_set(session, "seed", "3"));
   OK(pith_chat(session, messages, 2, keep, &two, NULL));
   CHECK(one.n == two.n && memcmp(one.data, two.data, one.n) == 0);
+  OK(pith_chat(session, messages, 2, NULL, NULL, &reply));
+  CHECK(reply.n_reused == reply.n_prompt - 1); /* all of it was there, but the last one runs for its logits */
   /* A second turn finds the first one in the cache. */
   memcpy(answer, one.data, one.n);
   answer[one.n] = 0;
@@ -185,6 +202,56 @@ static void conversation(pith_session* session) {
   OK(pith_chat(session, messages, 3, keep, &cut, &reply));
   CHECK(reply.n_prompt > reply.n_reused && reply.size == sizeof reply);
   CHECK(reply.stop == PITH_STOP_CALLBACK || reply.stop == PITH_STOP_END || reply.stop == PITH_STOP_LENGTH);
+}
+
+/* Stops the reply and goes on interrupting, also while the last token is put into the timeline. */
+static int stop_often(const char* text, size_t n_bytes, void* user) {
+  (void)text, (void)n_bytes;
+  CHECK(pith_interrupt(user) == PITH_OK);
+  return 0;
+}
+
+static void* interrupt_often(void* session) {
+  int i;
+  for (i = 0; i < 200000; ++i) pith_interrupt(session);
+  return NULL;
+}
+
+static void interrupted_twice(const pith_model* model) {
+  pith_session* session = NULL;
+  pith_reply reply = {.size = sizeof reply};
+  pthread_t thread;
+  int32_t ids[64], id, drawn = -1, expected = -1;
+  size_t n, n_before, n_after;
+  int round;
+  OK(pith_session_open(model, (const char* const[]){"temp", "1", "seed", "1", NULL}, &session));
+  OK(pith_tokenize(model, "Once upon a time", 16, PITH_ADD_BOS, ids, 64, &n));
+  for (round = 0; round < 5; ++round) {
+    while (pith_sync(session, ids, n) == PITH_E_INTERRUPTED) continue;
+    CHECK(pthread_create(&thread, NULL, interrupt_often, session) == 0);
+    OK(pith_generate(session, stop_often, session, &reply));
+    CHECK(reply.stop == PITH_STOP_INTERRUPT || reply.stop == PITH_STOP_END);
+    pthread_join(thread, NULL);
+    OK(pith_tokens(session, NULL, 0, &n_after));
+    CHECK(n_after == n + reply.n_generated);
+  }
+  /* A token that an interrupted step drew is not lost, and a refused call changes nothing. */
+  while (pith_sync(session, ids, n) == PITH_E_INTERRUPTED) continue;
+  OK(pith_set(session, "seed", "5"));
+  OK(pith_step(session, &expected));
+  OK(pith_sync(session, ids, n));
+  OK(pith_set(session, "seed", "5"));
+  OK(pith_interrupt(session));
+  OK(pith_tokens(session, NULL, 0, &n_before));
+  CHECK(pith_step(session, &drawn) == PITH_E_INTERRUPTED && drawn == -1);
+  OK(pith_tokens(session, NULL, 0, &n_after));
+  CHECK(n_before == n_after);
+  OK(pith_step(session, &drawn));
+  CHECK(drawn == expected);
+  id = -5;
+  CHECK(pith_sync(session, &id, 1) == PITH_E_INVALID);
+  OK(pith_step(session, &id)); /* the logits are still there */
+  pith_session_close(session);
 }
 
 static void* interrupt_soon(void* session) {
@@ -258,6 +325,9 @@ static void save_and_restore(const pith_model* model, pith_session* session, con
   OK(pith_tokens(other, NULL, 0, &n[1]));
   CHECK(n[0] == n[1]); /* as it was */
   pith_session_close(other);
+  OK(pith_session_open(model, (const char* const[]){"ctx", "4", NULL}, &other));
+  CHECK(pith_session_load(other, path) == PITH_E_CONTEXT);
+  pith_session_close(other);
 }
 
 int main(int argc, char** argv) {
@@ -281,6 +351,7 @@ int main(int argc, char** argv) {
   timeline(model, session);
   conversation(session);
   interruption(model);
+  interrupted_twice(model);
   save_and_restore(model, session, argv[2]);
   pith_model_close(model); /* the session keeps what it needs */
   OK(pith_set(session, "temp", "0"));
