@@ -79,10 +79,13 @@ int run(const BenchCommand& command) {
     }));
   }
   const SessionOptions& resolved = session.options();
-  const double bandwidth = cpu::measure_read_bandwidth(resolved.n_threads, resolved.kernels) / 1e9;
-  const double mac_peak = cpu::measure_mac_peak(resolved.n_threads, resolved.kernels);
+  const bool on_cpu =
+      resolved.device == "cpu";  // what follows measures this CPU, so says nothing about a GPU
+  const double bandwidth =
+      on_cpu ? cpu::measure_read_bandwidth(resolved.n_threads, resolved.kernels) / 1e9 : 0;
+  const double mac_peak = on_cpu ? cpu::measure_mac_peak(resolved.n_threads, resolved.kernels) : 0;
   progress.clear();
-  const std::string kernels = cpu::select_kernels(resolved.kernels).name;
+  const std::string kernels = on_cpu ? cpu::select_kernels(resolved.kernels).name : "";
   const double prompt_tps = n_prompt / median(prompt_seconds), tps = n_tokens / median(token_seconds);
   const uint64_t n_bytes = weight_bytes_per_token(*model);
   const double macs_per_s = macs_of_prompt(*model, n_prompt) / median(prompt_seconds);
@@ -92,30 +95,40 @@ int run(const BenchCommand& command) {
     nlohmann::ordered_json out;
     out["file"] = command.file;
     out["device"] = resolved.device;
-    out["kernels"] = kernels;
-    out["threads"] = resolved.n_threads;
+    if (on_cpu) {
+      out["kernels"] = kernels;
+      out["threads"] = resolved.n_threads;
+    }
     out["prompt_tokens"] = n_prompt;
     out["generated_tokens"] = n_tokens;
     out["prompt_tps"] = prompt_tps;
     out["generation_tps"] = tps;
     out["weight_bytes_per_token"] = n_bytes;
     out["gb_per_s"] = gb_per_s;
-    out["bandwidth_gb_per_s"] = bandwidth;
-    out["bandwidth_share"] = gb_per_s / bandwidth;
     out["prompt_macs_per_s"] = macs_per_s;
-    out["int8_peak_macs_per_s"] = mac_peak;
-    out["int8_peak_share"] = macs_per_s / mac_peak;
+    if (on_cpu) {
+      out["bandwidth_gb_per_s"] = bandwidth;
+      out["bandwidth_share"] = gb_per_s / bandwidth;
+      out["int8_peak_macs_per_s"] = mac_peak;
+      out["int8_peak_share"] = macs_per_s / mac_peak;
+    }
     write_output(out.dump(2) + "\n");
     return kOk;
   }
-  write_output(fmt::format(
-      "{}: {} kernels, {} threads, device {}\n"
-      "prompt      {:>10.1f} tokens/s  {} tokens, {:.1f} G multiply-adds/s, {:.0f} % of the int8 peak here\n"
-      "generation  {:>10.1f} tokens/s  {} tokens, {} of weights each\n"
-      "            {:>10.2f} GB/s      {:.0f} % of the {:.2f} GB/s that reading memory reaches here\n",
-      command.file, kernels, resolved.n_threads, resolved.device, prompt_tps, n_prompt, macs_per_s / 1e9,
-      100 * macs_per_s / mac_peak, tps, n_tokens, human_bytes(n_bytes), gb_per_s, 100 * gb_per_s / bandwidth,
-      bandwidth));
+  std::string on = "device " + resolved.device, peak_share, bandwidth_share;
+  if (on_cpu) {
+    on = fmt::format("{} kernels, {} threads, device cpu", kernels, resolved.n_threads);
+    peak_share = fmt::format(", {:.0f} % of the int8 peak here", 100 * macs_per_s / mac_peak);
+    bandwidth_share = fmt::format("      {:.0f} % of the {:.2f} GB/s that reading memory reaches here",
+                                  100 * gb_per_s / bandwidth, bandwidth);
+  }
+  write_output(
+      fmt::format("{}: {}\n"
+                  "prompt      {:>10.1f} tokens/s  {} tokens, {:.1f} G multiply-adds/s{}\n"
+                  "generation  {:>10.1f} tokens/s  {} tokens, {} of weights each\n"
+                  "            {:>10.2f} GB/s{}\n",
+                  command.file, on, prompt_tps, n_prompt, macs_per_s / 1e9, peak_share, tps, n_tokens,
+                  human_bytes(n_bytes), gb_per_s, bandwidth_share));
   return kOk;
 }
 

@@ -327,7 +327,8 @@ void at_terminal(Chat& chat, const ChatOptions& options) {
       chat.handle(input);
     } catch (const Error& error) {
       const bool stopped = error.code() == ErrorCode::kInterrupted;
-      print_message(stopped ? "\n[stopped before the reply; the question is taken back]" : error.what());
+      if (stopped) std::fputc('\n', stderr);
+      print_message(stopped ? "[stopped before the reply; the question is taken back]" : error.what());
     }
   }
 }
