@@ -23,7 +23,7 @@ enum class Flow { kNext, kBreak, kContinue };
 
 class Renderer {
  public:
-  Renderer(const TemplateAst& ast, std::time_t now) : ast_(ast), now_(now) { scopes_.emplace_back(); }
+  Renderer(const TemplateAst& ast, TemplateClock clock) : ast_(ast), clock_(clock) { scopes_.emplace_back(); }
 
   Text run(const std::vector<ChatMessage>& messages, bool add_generation_prompt, const std::string& bos,
            const std::string& eos) {
@@ -76,7 +76,7 @@ class Renderer {
   Value call_macro(const Statement& macro, TemplateArgs args);
 
   const TemplateAst& ast_;
-  std::time_t now_;
+  TemplateClock clock_;
   TemplateHeap heap_;
   std::vector<Scope> scopes_;
   Text out_;
@@ -399,7 +399,7 @@ Value Renderer::call(const Expr& expr) {
   TemplateArgs args = arguments(expr);
   if (target.kind == Value::kMacro) return call_macro(*target.macro, std::move(args));
   if (target.kind != Value::kFunction) fault("'{}' cannot be called", expr.text);
-  return call_template_function(heap_, target.bytes(), args, now_);
+  return call_template_function(heap_, target.bytes(), args, clock_);
 }
 
 Value Renderer::eval(ExprId id) {
@@ -515,8 +515,9 @@ ChatTemplate::~ChatTemplate() = default;
 ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 
 std::vector<ChatSegment> ChatTemplate::render(const std::vector<ChatMessage>& messages,
-                                              bool add_generation_prompt, std::time_t now) const {
-  Renderer renderer(program_->ast, now != 0 ? now : std::time(nullptr));
+                                              bool add_generation_prompt, TemplateClock clock) const {
+  if (clock.now == 0) clock.now = std::time(nullptr);
+  Renderer renderer(program_->ast, clock);
   const Text text = renderer.run(messages, add_generation_prompt, program_->bos, program_->eos);
   std::vector<ChatSegment> segments;
   size_t begin = 0;

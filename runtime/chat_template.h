@@ -24,6 +24,12 @@ struct ChatSegment {
   bool from_template;  // special tokens may be parsed
 };
 
+// What strftime_now shows.
+struct TemplateClock {
+  std::time_t now = 0;  // 0 = the current time
+  bool is_utc = false;  // else local time
+};
+
 class ChatTemplate {
  public:
   // bos/eos: the texts of those tokens, which templates may print. Throws Error(kUnsupported) or kFormat:
@@ -33,9 +39,8 @@ class ChatTemplate {
   ChatTemplate(ChatTemplate&&) noexcept;
 
   // Throws Error(kInvalidArgument): the text of a template's own raise_exception(...), or a fault with its line.
-  // now: what strftime_now shows, in local time; 0 is the current time.
   std::vector<ChatSegment> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt,
-                                  std::time_t now = 0) const;
+                                  TemplateClock clock = {}) const;
 
  private:
   struct Program;

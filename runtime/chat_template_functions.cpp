@@ -479,14 +479,15 @@ Value function_namespace(TemplateHeap& heap, Args& args, bool is_namespace) {
   return heap.map(std::move(map), is_namespace);
 }
 
-Value function_strftime(Args& args, std::time_t now) {
+Value function_strftime(Args& args, TemplateClock clock) {
   const std::string format = string_of(args.need(0), "strftime_now").bytes();
   args.done();
   if (format.size() > 256 || format.find('\0') != std::string::npos) fault("strftime_now: format too long");
-  std::tm local{};
-  if (format.empty() || localtime_r(&now, &local) == nullptr) return Value::of("");
+  std::tm date{};
+  const auto to_date = clock.is_utc ? gmtime_r : localtime_r;
+  if (format.empty() || to_date(&clock.now, &date) == nullptr) return Value::of("");
   char text[2048];
-  const size_t n = std::strftime(text, sizeof(text), format.c_str(), &local);
+  const size_t n = std::strftime(text, sizeof(text), format.c_str(), &date);
   return Value::of(Text(std::string(text, n), false));
 }
 
@@ -582,10 +583,10 @@ Value call_template_method(TemplateHeap& heap, const std::string& name, const Va
   return result;
 }
 
-Value call_template_function(TemplateHeap& heap, const std::string& name, Args& args, std::time_t now) {
+Value call_template_function(TemplateHeap& heap, const std::string& name, Args& args, TemplateClock clock) {
   heap.charge(1);
   if (name == "raise_exception") throw TemplateRaise{print(heap, args.need(0)).bytes()};
-  if (name == "strftime_now") return function_strftime(args, now);
+  if (name == "strftime_now") return function_strftime(args, clock);
   if (name == "range") return function_range(heap, args);
   return function_namespace(heap, args, name == "namespace");
 }

@@ -1,9 +1,9 @@
 // The filters, tests, methods and functions of the template language, each a row of a table in the source.
 #pragma once
-#include <ctime>
 #include <string>
 #include <vector>
 
+#include "runtime/chat_template.h"
 #include "runtime/chat_template_value.h"
 
 namespace pith {
@@ -43,9 +43,9 @@ bool call_template_test(TemplateHeap& heap, const std::string& name, const Templ
                         TemplateArgs& args);
 TemplateValue call_template_method(TemplateHeap& heap, const std::string& name, const TemplateValue& of,
                                    TemplateArgs& args);
-// raise_exception throws TemplateRaise. now: for strftime_now.
+// raise_exception throws TemplateRaise. clock: for strftime_now.
 TemplateValue call_template_function(TemplateHeap& heap, const std::string& name, TemplateArgs& args,
-                                     std::time_t now);
+                                     TemplateClock clock);
 
 struct TemplateRaise {
   std::string message;

@@ -62,7 +62,7 @@ TEST_CASE("renderings equal jinja2's") {
       INFO(entry["name"] << ", conversation " << expected["conversation"] << ", prompt "
                          << expected["prompt"]);
       const auto messages = messages_of(golden["conversations"][expected["conversation"].get<size_t>()]);
-      const auto render = [&] { return joined(chat.render(messages, expected["prompt"], golden["now"])); };
+      const auto render = [&] { return joined(chat.render(messages, expected["prompt"], {golden["now"]})); };
       if (expected.contains("error")) {
         CHECK_THROWS_AS(render(), Error);
       } else {

@@ -157,12 +157,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const ChatTemplate chat(source, "<s>", "</s>");
     std::string text, again;
-    const auto segments = chat.render(messages, size % 2 == 0, 1);
+    const auto segments = chat.render(messages, size % 2 == 0, {1});
     for (const ChatSegment& segment : segments) {
       text += segment.text;
       if (segment.text.empty()) broken("an empty segment");
     }
-    for (const ChatSegment& segment : chat.render(messages, size % 2 == 0, 1)) again += segment.text;
+    for (const ChatSegment& segment : chat.render(messages, size % 2 == 0, {1})) again += segment.text;
     if (text != again) broken("two renderings differ");
     // The source could spell the character itself, whole, in bytes or as an escape.
     if (source.find('\\') != std::string::npos || source.find('\xee') != std::string::npos) return 0;
