@@ -25,8 +25,8 @@ File open_locked(Io& io, const std::string& path, mode_t mode) {
 }
 
 void sync_folder_of(Io& io, const std::string& path) {
-  std::string folder = std::filesystem::path(path).parent_path().string();
-  if (folder.empty()) folder = ".";
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  const std::string folder = parent.empty() ? std::string(".") : parent;
   const File file(io, folder, O_RDONLY | O_DIRECTORY);
   if (io.fsync(file.fd()) != 0 && errno != EINVAL)
     throw_io(folder, "flush to disk", errno);  // EINVAL: not supported

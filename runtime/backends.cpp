@@ -24,7 +24,8 @@ const BackendKind& backend_for(const std::string& device) {
   for (const BackendKind& kind : backend_kinds()) {
     const bool usable = kind.available();
     if (usable && (name == "auto" || name == kind.device)) return kind;
-    if (!usable && name == kind.device && kind.describe != nullptr) why.append(" (").append(kind.describe()).append(")");
+    if (!usable && name == kind.device && kind.describe != nullptr)
+      why.append(" (").append(kind.describe()).append(")");
     if (usable) known.append(known.empty() ? "" : ", ").append(kind.device);
   }
   const bool is_name = name == "cpu" || name == "cuda";
