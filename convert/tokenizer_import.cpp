@@ -138,7 +138,8 @@ void Import::read_vocabulary() {
     for (const auto& [text, id] : added.items()) {
       if (!id.is_number_unsigned())
         throw_error(ErrorCode::kFormat, "{}: id of '{}'", path("added_tokens.json"), printable(text));
-      check_vocab_size(id.get<uint64_t>() + 1, vocab_size_, path("added_tokens.json"));
+      const uint64_t number = id.get<uint64_t>();
+      check_vocab_size(number == UINT64_MAX ? number : number + 1, vocab_size_, path("added_tokens.json"));
       added_[id.get<int32_t>()] = {id.get<int32_t>(), text, 0};
     }
   } else {

@@ -269,7 +269,7 @@ TokenizerJson read_tokenizer_json(const json& value, const std::string& where, u
     if (!root.at("added_tokens").is_array()) throw_error(ErrorCode::kFormat, "{}: expected a list", place);
     for (const json& token : root.at("added_tokens")) {
       const uint64_t id = Component(token, place).count_or("id", UINT64_MAX - 1);
-      check_vocab_size(id + 1, vocab_size, place);
+      check_vocab_size(id == UINT64_MAX ? id : id + 1, vocab_size, place);
       out.added[static_cast<int32_t>(id)] = read_added_token(token, static_cast<int32_t>(id), place);
     }
   }

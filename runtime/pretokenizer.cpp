@@ -113,6 +113,9 @@ Normalizer::Normalizer(const std::vector<std::string>& ops) {
   }
 }
 
+// A code point's compatibility form takes at most 11 times its bytes (U+FDFA), a Metaspace replacement 3 times.
+constexpr size_t kMaxGrowth = 256;
+
 std::string Normalizer::apply(std::string_view text, bool with_prefix) const {
   std::string out(text);
   for (const Op& op : ops_) {
@@ -155,6 +158,10 @@ std::string Normalizer::apply(std::string_view text, bool with_prefix) const {
         out = without_accents(out);
         break;
     }
+    // Replacements come from a file: two dozen that double the text would take all memory.
+    if (out.size() > kMaxGrowth * text.size() + kMaxGrowth)
+      throw_error(ErrorCode::kFormat, "tokenizer.normalizer: {} bytes of text grow to {}", text.size(),
+                  out.size());
   }
   return out;
 }
