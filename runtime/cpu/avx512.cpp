@@ -358,7 +358,10 @@ uint64_t read(const uint8_t* data, uint64_t size) {
     }
   const __m512i all =
       _mm512_add_epi64(_mm512_add_epi64(sums[0], sums[1]), _mm512_add_epi64(sums[2], sums[3]));
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(all));
+  uint64_t lanes[8], total = 0;  // _mm512_reduce_add_epi64 adds as signed, which may overflow
+  _mm512_storeu_si512(lanes, all);
+  for (const uint64_t lane : lanes) total += lane;
+  return total;
 }
 
 uint64_t mac_loop(uint64_t rounds) {
