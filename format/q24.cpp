@@ -118,7 +118,7 @@ void pack(const Unpacked& in, std::span<uint8_t> out) {
           "outlier size");
 
   std::memset(out.data(), 0, out.size());
-  std::memcpy(out.data() + l.perm, in.perm.data(), in.perm.size() * 2);
+  if (!in.perm.empty()) std::memcpy(out.data() + l.perm, in.perm.data(), in.perm.size() * 2);
   // Lines and groups that hold no real column stay zero whatever the quantizer left there: one content, one
   // file.
   const uint32_t real_lines = (s.n_cols + kLineCols - 1) / kLineCols;

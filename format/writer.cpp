@@ -264,8 +264,8 @@ HeaderRecord Writer::Impl::write_tail(const Metadata& metadata) {
   h.header_checksum = header_checksum(h);
 
   Bytes tail(h.file_size - end);
-  std::memcpy(tail.data(), metadata_bytes.data(), metadata_bytes.size());
-  std::memcpy(tail.data() + (h.directory_offset - end), directory.data(), directory.size());
+  std::ranges::copy(metadata_bytes, tail.begin());
+  std::ranges::copy(directory, tail.begin() + static_cast<ptrdiff_t>(h.directory_offset - end));
   part.write_at(end, tail.data(), tail.size());
   part.truncate(h.file_size);
   return h;

@@ -29,7 +29,7 @@ uint64_t hash_text(std::string_view text) {
     text.remove_prefix(8);
   }
   uint64_t rest = 0;
-  std::memcpy(&rest, text.data(), text.size());
+  if (!text.empty()) std::memcpy(&rest, text.data(), text.size());
   return mix(hash ^ rest) >> 20;
 }
 

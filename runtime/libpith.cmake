@@ -2,7 +2,7 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-target_sources(pith_runtime PRIVATE evaluate.cpp golden.cpp)
+target_sources(pith_runtime PRIVATE evaluate.cpp evaluate_task.cpp golden.cpp)
 
 add_library(pith_capi OBJECT capi.cpp capi_model.cpp capi_session.cpp)
 target_link_libraries(pith_capi PUBLIC pith_runtime)
@@ -35,7 +35,7 @@ foreach(part IN LISTS PITH_PARTS)
 endforeach()
 set_target_properties(pith_static PROPERTIES OUTPUT_NAME pith LINKER_LANGUAGE CXX)
 
-set(PITH_STATIC_LIBS "-lsentencepiece -lpcre2-8 -lutf8proc -lxxhash -lstdc++ -lm -lpthread")
+set(PITH_STATIC_LIBS "-lfmt -lsentencepiece -lpcre2-8 -lutf8proc -lxxhash -lstdc++ -lm -lpthread")
 if(PITH_HAS_CUDA)
   set_source_files_properties(${PITH_CUDA_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   target_sources(pith_static PRIVATE ${PITH_CUDA_OBJECTS})
