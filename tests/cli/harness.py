@@ -36,6 +36,10 @@ class Fixtures:
         self.folder = pathlib.Path(self._folder.name)
         self.checkpoint = self.folder / "checkpoint"
         tiny_model.write(self.checkpoint)
+        # The first pages of the default text: these tests look at what a conversion does, not at how well it does it.
+        text = self.folder / "calibration.txt"
+        text.write_text((ROOT / "convert" / "calibration.txt").read_text(encoding="utf-8")[:20000], encoding="utf-8")
+        self.calibration = ["--calib", text]
         self.full = self._convert(self.checkpoint, "16")
         self.small = self._convert(self.checkpoint, "2.85")
         tiny_model.write(self.folder / "plain", "no-template")
@@ -43,7 +47,7 @@ class Fixtures:
 
     def _convert(self, checkpoint, bits):
         path = self.folder / f"{checkpoint.name}-{bits}.pith"
-        done = pith("convert", checkpoint, "-o", path, "--bits", bits)
+        done = pith("convert", checkpoint, "-o", path, "--bits", bits, *self.calibration)
         if done.code != 0:
             sys.exit(f"cannot make a model for the tests: {done}")
         return path

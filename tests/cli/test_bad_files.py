@@ -68,7 +68,8 @@ class DamagedCheckpoints(CliTest):
 
     def test_force_accepts_an_unknown_key_with_a_note(self):
         tiny_model.write(self.folder / "in", "unknown-key")
-        result = self.ok(pith("convert", self.folder / "in", "-o", self.folder / "x.pith", "--force"))
+        result = self.ok(pith("convert", self.folder / "in", "-o", self.folder / "x.pith", "--force",
+                              *self.models.calibration))
         self.assertIn("warp_factor", result.message)
 
     def test_what_is_no_checkpoint_is_refused(self):
@@ -99,16 +100,17 @@ class DamagedCheckpoints(CliTest):
 
     def test_converting_twice_gives_the_same_bytes(self):
         a, b = self.folder / "a.pith", self.folder / "b.pith"
-        self.ok(pith("convert", self.models.checkpoint, "-o", a, "--threads", "1"))
-        self.ok(pith("convert", self.models.checkpoint, "-o", b, "--threads", "3"))
+        self.ok(pith("convert", self.models.checkpoint, "-o", a, "--threads", "1", *self.models.calibration))
+        self.ok(pith("convert", self.models.checkpoint, "-o", b, "--threads", "3", *self.models.calibration))
         self.assertEqual(a.read_bytes(), b.read_bytes())
 
     def test_the_progress_of_a_conversion_is_plain_lines_in_a_pipe(self):
-        result = self.ok(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith"))
+        conversion = ["convert", self.models.checkpoint, "-o", self.folder / "x.pith", *self.models.calibration]
+        result = self.ok(pith(*conversion))
         self.assertNotIn("\x1b", result.message)
         self.assertNotIn("\r", result.message)
         self.assertIn("bits per weight", result.text)
-        quiet = self.ok(pith("-q", "convert", self.models.checkpoint, "-o", self.folder / "x.pith"))
+        quiet = self.ok(pith("-q", *conversion))
         self.assertEqual(quiet.err, b"")
 
 
