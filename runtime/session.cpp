@@ -156,19 +156,30 @@ void Session::rewind(uint32_t n_tokens) {
 
 void Session::logits_of_all(std::span<const int32_t> ids,
                             const std::function<void(uint32_t, std::span<const float>)>& row) {
-  if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");
+  logits_after(ids, 0, row);
+}
+
+uint32_t Session::logits_after(std::span<const int32_t> ids, uint32_t first,
+                               const std::function<void(uint32_t, std::span<const float>)>& row) {
+  if (first >= ids.size())
+    throw_error(ErrorCode::kInvalidArgument, "{} tokens, expected more than {}", ids.size(), first);
   impl_->check_ids(ids, 0);
-  impl_->rewind(0);
+  const std::vector<int32_t>& tokens = impl_->tokens;
+  const auto kept = ids.first(first);
+  const size_t common = static_cast<size_t>(
+      std::mismatch(kept.begin(), kept.end(), tokens.begin(), tokens.end()).first - kept.begin());
+  impl_->rewind(common);
   const uint32_t vocab = impl_->model->spec().vocab_size;
-  impl_->feed(ids, [&](uint32_t n, bool) {
-    const uint32_t first_position = static_cast<uint32_t>(impl_->tokens.size()) - n;
-    for (uint32_t first = 0; first < n; first += kMaxLogitRows) {
-      const uint32_t n_rows = std::min(kMaxLogitRows, n - first);
-      const std::span<const float> logits = impl_->backend->head(first, n_rows);
-      for (uint32_t i = 0; i < n_rows; ++i)
-        row(first_position + first + i, logits.subspan(size_t{i} * vocab, vocab));
+  impl_->feed(ids.subspan(common), [&](uint32_t n, bool) {
+    const uint32_t begin =
+        static_cast<uint32_t>(impl_->tokens.size()) - n;  // position of the chunk's first row
+    for (uint32_t i = first > begin ? first - begin : 0; i < n; i += kMaxLogitRows) {
+      const uint32_t n_rows = std::min(kMaxLogitRows, n - i);
+      const std::span<const float> logits = impl_->backend->head(i, n_rows);
+      for (uint32_t r = 0; r < n_rows; ++r) row(begin + i + r, logits.subspan(size_t{r} * vocab, vocab));
     }
   });
+  return static_cast<uint32_t>(ids.size() - common);
 }
 
 void Session::save(const std::string& path) const {

@@ -63,6 +63,11 @@ class Session {
   void logits_of_all(std::span<const int32_t> ids,
                      const std::function<void(uint32_t position, std::span<const float> logits)>& row);
 
+  // Makes the timeline equal `ids`, keeping at most its first `first` ids of what they have in common, and calls row(i, logits
+  // after ids[i]) for i = first, first + 1, ... (scoring several continuations of one context). Returns how many ids ran.
+  uint32_t logits_after(std::span<const int32_t> ids, uint32_t first,
+                        const std::function<void(uint32_t position, std::span<const float> logits)>& row);
+
   void interrupt();  // any thread; makes a running or the next sync/append throw kInterrupted, once
 
   // Timeline and cache to a file and back, bound to the model's fingerprint; files obey the container's discipline

@@ -1,26 +1,15 @@
-// pith eval: perplexity of a text, alone or beside a reference model. The protocol is in runtime/evaluate.h.
-#include <cmath>
+// pith eval: perplexity of a text, alone or beside a reference model (the protocol is in runtime/evaluate.h), and tasks.
+#include "runtime/cli/eval.h"
+
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "runtime/cli/cli.h"
+#include "runtime/cli/task_data.h"
 #include "runtime/cli/terminal.h"
 #include "runtime/evaluate.h"
 
 namespace pith::cli {
 namespace {
-
-struct EvalCommand {
-  std::string file, text, against;
-  uint64_t max_tokens = 0;
-  bool json = false;
-  SessionFlags flags;
-};
-
-// NaN (a standard error from one window) is null in JSON.
-nlohmann::json finite(double value) {
-  return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
-}
 
 std::string to_json(const CompareResult& r) {
   nlohmann::ordered_json out;
@@ -65,7 +54,7 @@ std::string show(const EvalResult& r, bool json) {
   return out.dump(2) + "\n";
 }
 
-int run(const EvalCommand& command) {
+std::string evaluate_text(const EvalCommand& command) {
   const std::string text = read_text(command.text);
   Progress progress("tokens");
   EvalOptions options;
@@ -73,15 +62,22 @@ int run(const EvalCommand& command) {
   options.max_tokens = command.max_tokens;
   options.progress = [&](uint64_t done, uint64_t total, double) { progress.update("eval", done, total); };
   const auto model = Model::open(command.file);
-  std::string out;
   if (command.against.empty()) {
-    out = show(evaluate(model, text, options), command.json);
-  } else {
-    const CompareResult result = compare(model, Model::open(command.against), text, options);
-    out = command.json ? to_json(result) : to_lines(result);
+    const EvalResult result = evaluate(model, text, options);
+    progress.clear();
+    return show(result, command.json);
   }
+  const CompareResult result = compare(model, Model::open(command.against), text, options);
   progress.clear();
-  write_output(out);
+  return command.json ? to_json(result) : to_lines(result);
+}
+
+int run(const EvalCommand& command) {
+  if (command.text.empty() == command.task.empty())
+    throw_error(ErrorCode::kInvalidArgument, "expected either --text FILE or --task NAME --data PATH");
+  if (command.task.empty() != command.data.empty())
+    throw_error(ErrorCode::kInvalidArgument, "--task and --data go together");
+  write_output(command.task.empty() ? evaluate_text(command) : evaluate_task_file(command));
   return kOk;
 }
 
@@ -90,18 +86,38 @@ int run(const EvalCommand& command) {
 void add_eval(CLI::App& root, Action& action) {
   const auto command = std::make_shared<EvalCommand>();
   CLI::App* const app =
-      root.add_subcommand("eval", "Perplexity of a text; divergence from a reference model");
+      root.add_subcommand("eval", "Perplexity of a text, zero-shot tasks; divergence from a reference model");
   app->add_option("FILE", command->file, "A .pith file")->required()->type_name("");
-  app->add_option("--text", command->text, "The text, - is standard input")->required()->type_name("FILE");
   app->add_option("--against", command->against, "A reference: KL divergence, agreement, perplexity ratio")
       ->type_name("FILE");
-  app->add_option("--max-tokens", command->max_tokens, "Only the text's first N tokens")->type_name("N");
   app->add_flag("--json", command->json, "Print JSON");
+  app->add_option("--text", command->text, "The text, - is standard input")->type_name("FILE");
+  app->add_option("--max-tokens", command->max_tokens, "Only the text's first N tokens")->type_name("N");
+  app->add_option("--task", command->task, fmt::format("{}", fmt::join(task_names(), ", ")))
+      ->type_name("NAME");
+  app->add_option("--data", command->data, "The task's file; blimp: also a folder of them")
+      ->type_name("PATH");
+  app->add_option("--limit", command->limit, "Only the first N items of a file")->type_name("N");
+  app->add_flag("--items", command->items, "With --json: the log-likelihoods of every item");
   command->flags.add_session(*app);
-  app->get_option("--ctx")->description("Tokens in a window (default: 512, or the model's maximum)");
+  app->get_option("--ctx")->description(
+      "Tokens in a window (default: 512, or the model's maximum; for a task, what its longest item takes)");
   app->footer(
-      "The text is tokenized as a whole and cut into windows of BOS and CTX - 1 tokens that do not overlap;\n"
-      "a partial last window is dropped. Figures are means over all predicted tokens, natural logarithms.");
+      "A text is tokenized as a whole and cut into windows of BOS and CTX - 1 tokens that do not overlap;\n"
+      "a partial last window is dropped. Figures are means over all predicted tokens, natural logarithms.\n"
+      "\n"
+      "A task is scored as lm-evaluation-harness does: acc takes the likeliest answer, acc_norm the "
+      "likeliest\n"
+      "per character; winogrande scores what follows the option; lambada asks whether greedy decoding gives "
+      "the\n"
+      "last word; blimp asks for the likelier sentence. Its data, extracted (bunzip2, unzip):\n"
+      "  hellaswag      text, six lines an item: context, number of the right ending, four endings\n"
+      "  arc-easy, arc-challenge, winogrande   JSON lines: centerpiece, options, correct_options_idx\n"
+      "  piqa           JSON lines: goal, sol1, sol2; labels beside X.jsonl in X-labels.lst\n"
+      "  lambada        JSON lines: text\n"
+      "  blimp          JSON lines: sentence_good, sentence_bad, UID\n"
+      "Example: pith eval m.pith --task hellaswag --data hellaswag_val_full.txt --limit 400 --against "
+      "m16.pith");
   app->callback([command, &action] { action = [command] { return run(*command); }; });
 }
 
