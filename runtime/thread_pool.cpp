@@ -39,7 +39,8 @@ void wait_while(const std::atomic<uint32_t>& counter, uint32_t value, int n_spin
 
 ThreadPool::ThreadPool(uint32_t n_threads)
     : n_threads_(std::max(n_threads, 1u)),
-      n_spins_(n_threads_ <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins) {
+      n_spins_(n_threads_ <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins),
+      shares_(n_threads_) {
   workers_.reserve(n_threads_ - 1);
   try {
     for (uint32_t i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -93,6 +94,50 @@ void ThreadPool::barrier() {
     phase_.notify_all();
   } else {
     wait_while(phase_, phase, n_spins_);
+  }
+}
+
+namespace {
+
+constexpr uint64_t kItems = (uint64_t{1} << 28) - 1;
+
+constexpr uint64_t pack(uint64_t begin, uint64_t end, uint64_t turn) {
+  return begin | end << 28 | turn << 56;
+}
+
+}  // namespace
+
+uint8_t ThreadPool::begin_share(uint32_t thread, uint32_t n_items) {
+  Share& share = shares_[thread];
+  const auto cut = [&](uint32_t t) { return uint64_t{n_items} * t / n_threads_; };
+  ++share.turn;
+  share.left.store(pack(cut(thread), cut(thread + 1), share.turn), std::memory_order_relaxed);
+  return share.turn;
+}
+
+bool ThreadPool::take_first(uint32_t thread, uint32_t& item) {
+  std::atomic<uint64_t>& word = shares_[thread].left;
+  uint64_t left = word.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t begin = left & kItems, end = left >> 28 & kItems;
+    if (begin >= end) return false;
+    if (word.compare_exchange_weak(left, left + 1, std::memory_order_relaxed)) {
+      item = static_cast<uint32_t>(begin);
+      return true;
+    }
+  }
+}
+
+bool ThreadPool::take_last(uint32_t victim, uint8_t turn, uint32_t& item) {
+  std::atomic<uint64_t>& word = shares_[victim].left;
+  uint64_t left = word.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t begin = left & kItems, end = left >> 28 & kItems;
+    if (begin >= end || left >> 56 != turn) return false;
+    if (word.compare_exchange_weak(left, left - (uint64_t{1} << 28), std::memory_order_relaxed)) {
+      item = static_cast<uint32_t>(end - 1);
+      return true;
+    }
   }
 }
 

@@ -3,6 +3,10 @@
 // run(f) calls f(thread) for thread 0 .. n_threads-1, 0 being the caller, and returns when all are done. Inside f,
 // barrier() waits for all. Waiting spins for some microseconds, then sleeps in the kernel, so that decode pays no
 // wake-up per phase and an idle session no CPU. f must not throw. One caller at a time.
+//
+// for_each() deals out independent items: every thread gets a contiguous share, so that it streams through memory, and
+// whoever is done takes items from the far end of another's share. A thread that the system or a noisy neighbour slows
+// down then costs one item and not its whole lag (1.1B decode on two shared cores: barriers were 9 % of the time).
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -30,12 +34,26 @@ class ThreadPool {
   }
   void barrier();
 
+  // Calls f(item) once for each item of 0 .. n_items (< 2^28), on some thread. All threads of a run call it, in the same
+  // order with the same n_items. No barrier: on return other threads may still work on their last items.
+  template <typename F>
+  void for_each(uint32_t thread, uint32_t n_items, F&& f) {
+    uint32_t item = 0;
+    const uint8_t turn = begin_share(thread, n_items);
+    while (take_first(thread, item)) f(item);
+    for (uint32_t i = 1; i < n_threads_; ++i)
+      while (take_last((thread + i) % n_threads_, turn, item)) f(item);
+  }
+
   static uint32_t n_physical_cores();  // usable by this process; at least 1
 
  private:
   void start_and_wait();
   void work(uint32_t thread);
   void stop();
+  uint8_t begin_share(uint32_t thread, uint32_t n_items);
+  bool take_first(uint32_t thread, uint32_t& item);
+  bool take_last(uint32_t victim, uint8_t turn, uint32_t& item);
 
   const uint32_t n_threads_;
   const int n_spins_;
@@ -47,6 +65,14 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> phase_{0};      // a new value releases them
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
+
+  // What is left of a thread's share, in one word: first item (28 bits), end (28 bits), turn (8 bits). The turn counts
+  // the calls of for_each, so that a thread that is a call ahead or behind takes nothing.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+    uint8_t turn = 0;
+  };
+  std::vector<Share> shares_;
 };
 
 }  // namespace pith

@@ -1,5 +1,5 @@
-// The six phases on a CPU. Each is one ThreadPool::run; work is split statically (panels of rows, heads, tokens), which
-// never changes a result: every output element is computed by one thread in an order that kernels.h fixes.
+// The six phases on a CPU. Each is one ThreadPool::run; work is dealt out by panels of rows, heads or tokens, which never
+// changes a result: every output element is computed by one thread in an order that kernels.h fixes.
 #include "runtime/cpu/cpu_backend.h"
 
 #include <algorithm>
@@ -198,17 +198,16 @@ Input CpuBackend::prepare(uint32_t thread, const Matrix& m, const float* x, uint
   return in;
 }
 
-// Calls store(first_row, n_rows, y) for this thread's panels; y is [32, n_lanes].
+// Calls store(first_row, n_rows, y) for the panels that fall to this thread; y is [32, n_lanes].
 template <typename Store>
 void CpuBackend::multiply(uint32_t thread, const Matrix& m, const Input& in, Store&& store) {
   float* const y = scratch_.y + thread * scratch_.y_stride;
   uint8_t* const panel_scratch = scratch_.panel + thread * scratch_.panel_stride;
-  const Range panels = share(m.n_panels(), thread, pool_.n_threads());
-  for (uint32_t p = panels.begin; p < panels.end; ++p) {
+  pool_.for_each(thread, m.n_panels(), [&](uint32_t p) {
     kernels_.panel(m, p, in, panel_scratch, y);
     const uint32_t first = p * kPanelRows;
     store(first, std::min(kPanelRows, m.n_rows - first), y);
-  }
+  });
 }
 
 // x += residual_scale * post_norm(m . in + bias)
@@ -299,10 +298,10 @@ void CpuBackend::attend(uint32_t layer) {
   const uint32_t tile = std::max(kMaxQueries / group, 1u);
   const uint32_t n_tiles = (n_ + tile - 1) / tile;
   pool_.run([&](uint32_t thread) {
-    for (uint32_t i = thread; i < n_tiles * spec_.n_kv_heads; i += pool_.n_threads()) {
+    pool_.for_each(thread, n_tiles * spec_.n_kv_heads, [&](uint32_t i) {
       const uint32_t first = i / spec_.n_kv_heads * tile;
       attend_tile(thread, layer, i % spec_.n_kv_heads, first, std::min(tile, n_ - first));
-    }
+    });
   });
 }
 
@@ -315,8 +314,7 @@ void CpuBackend::attend_one(uint32_t thread, uint32_t layer) {
   const auto out = [&](uint32_t head, uint32_t i) {
     return scratch_.sums_out + (uint64_t{head} * segments + i) * scratch_.out_stride;
   };
-  const Range items = share(spec_.n_kv_heads * segments, thread, pool_.n_threads());
-  for (uint32_t item = items.begin; item < items.end; ++item) {
+  pool_.for_each(thread, spec_.n_kv_heads * segments, [&](uint32_t item) {
     const uint32_t kv_head = item / segments, i = item % segments, segment = first_segment + i;
     Query queries[kMaxQueries];
     for (uint32_t done = 0; done < group;) {
@@ -330,7 +328,7 @@ void CpuBackend::attend_one(uint32_t thread, uint32_t layer) {
                       scores);
       done += n;
     }
-  }
+  });
   pool_.barrier();
   const Range heads = share(spec_.n_heads, thread, pool_.n_threads());
   const uint32_t padded = static_cast<uint32_t>(scratch_.out_stride) - 2;
