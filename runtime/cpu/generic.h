@@ -284,14 +284,23 @@ struct Generic {
       return V::load_f16(reinterpret_cast<const uint16_t*>(p) + element);
   }
 
+  // Asks for as many bytes as a step consumes. The cache is streamed from memory in two sequences, k and v of segment
+  // after segment; while one is worked on, the same amount of what comes next is on its way.
+  template <uint32_t kBytes>
+  static void fetch(const uint8_t* ahead, size_t step) {
+    for (uint32_t i = 0; i < kBytes; i += 64) __builtin_prefetch(ahead + step * kBytes + i);
+  }
+
   // scores[q, 16 * tile ..] = q . k for kQueries queries and kTiles tiles of 16 positions.
   template <bool kI8, uint32_t kQueries, uint32_t kTiles>
-  static void score_tile(const KvHead& kv, uint32_t first_tile, const Query* queries, float* scores) {
+  static void score_tile(const KvHead& kv, uint32_t first_tile, const Query* queries, float* scores,
+                         const uint8_t* ahead) {
     V acc[kQueries][kTiles];
     for (uint32_t q = 0; q < kQueries; ++q)
       for (uint32_t t = 0; t < kTiles; ++t) acc[q][t] = V::set1(0);
     const size_t tile_size = size_t{kv.head_dim} * 16;
     for (uint32_t d = 0; d < kv.head_dim; ++d) {
+      fetch<kTiles * 16 * (kI8 ? 1 : 2)>(ahead, d);
       V k[kTiles];
       for (uint32_t t = 0; t < kTiles; ++t)
         k[t] = load_kv<kI8>(kv.k, (first_tile + t) * tile_size + size_t{d} * 16);
@@ -309,18 +318,25 @@ struct Generic {
   static void score(const KvHead& kv, uint32_t segment, uint32_t tile_begin, uint32_t tile_end,
                     const Query* queries, uint32_t n_queries, float* scores) {
     const uint32_t first = segment * (kSegment / 16);
+    const auto ahead = [&](uint32_t t) {  // v of the tile's positions
+      return kv.v + size_t{t} * 16 * kv.padded_head_dim * (kI8 ? 1 : 2);
+    };
     uint32_t q = 0;
     for (; q + 4 <= n_queries; q += 4) {
       float* const row = scores + size_t{q} * kSegment;
       uint32_t t = tile_begin;
-      for (; t + 2 <= tile_end; t += 2) score_tile<kI8, 4, 2>(kv, t, queries + q, row + (t - first) * 16);
-      for (; t < tile_end; ++t) score_tile<kI8, 4, 1>(kv, t, queries + q, row + (t - first) * 16);
+      for (; V::kRegisters >= 32 && t + 4 <= tile_end; t += 4)
+        score_tile<kI8, 4, 4>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
+      for (; t + 2 <= tile_end; t += 2)
+        score_tile<kI8, 4, 2>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
+      for (; t < tile_end; ++t) score_tile<kI8, 4, 1>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
     }
     for (; q < n_queries; ++q) {
       float* const row = scores + size_t{q} * kSegment;
       uint32_t t = tile_begin;
-      for (; t + 4 <= tile_end; t += 4) score_tile<kI8, 1, 4>(kv, t, queries + q, row + (t - first) * 16);
-      for (; t < tile_end; ++t) score_tile<kI8, 1, 1>(kv, t, queries + q, row + (t - first) * 16);
+      for (; t + 4 <= tile_end; t += 4)
+        score_tile<kI8, 1, 4>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
+      for (; t < tile_end; ++t) score_tile<kI8, 1, 1>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
     }
   }
 
@@ -360,10 +376,15 @@ struct Generic {
   template <bool kI8, uint32_t kQueries, uint32_t kVectors>
   static void value_tile(const KvHead& kv, uint32_t base, uint32_t begin, uint32_t end, uint32_t d,
                          const Query* queries, const float* scores) {
+    constexpr uint32_t kBytes = kVectors * 16 * (kI8 ? 1 : 2);
+    // k of the next segment: this column of values takes its share of it
+    const uint8_t* const ahead =
+        kv.k + (size_t{base} + kSegment) * kv.head_dim * (kI8 ? 1 : 2) + size_t{d} * kSegment * (kI8 ? 1 : 2);
     V acc[kQueries][kVectors];
     for (uint32_t q = 0; q < kQueries; ++q)
       for (uint32_t i = 0; i < kVectors; ++i) acc[q][i] = V::set1(0);
     for (uint32_t p = begin; p < end; ++p) {
+      fetch<kBytes>(ahead, p - base);
       V v[kVectors];
       for (uint32_t i = 0; i < kVectors; ++i)
         v[i] = load_kv<kI8>(kv.v, size_t{p} * kv.padded_head_dim + d + i * 16);
@@ -383,6 +404,8 @@ struct Generic {
     for (; q + 4 <= n_queries; q += 4) {
       const float* const row = scores + size_t{q} * kSegment;
       uint32_t d = 0;
+      for (; V::kRegisters >= 32 && d + 64 <= kv.padded_head_dim; d += 64)
+        value_tile<kI8, 4, 4>(kv, base, begin, end, d, queries + q, row);
       for (; d + 32 <= kv.padded_head_dim; d += 32)
         value_tile<kI8, 4, 2>(kv, base, begin, end, d, queries + q, row);
       for (; d < kv.padded_head_dim; d += 16)
@@ -391,6 +414,8 @@ struct Generic {
     for (; q < n_queries; ++q) {
       const float* const row = scores + size_t{q} * kSegment;
       uint32_t d = 0;
+      for (; d + 128 <= kv.padded_head_dim; d += 128)
+        value_tile<kI8, 1, 8>(kv, base, begin, end, d, queries + q, row);
       for (; d + 64 <= kv.padded_head_dim; d += 64)
         value_tile<kI8, 1, 4>(kv, base, begin, end, d, queries + q, row);
       for (; d < kv.padded_head_dim; d += 16)

@@ -9,6 +9,8 @@ namespace pith::cpu {
 struct VecAvx2 {
   __m256 lo, hi;
 
+  static constexpr uint32_t kRegisters = 8;  // how many of these the CPU holds
+
   static VecAvx2 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static VecAvx2 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static VecAvx2 load_f16(const uint16_t* p) {

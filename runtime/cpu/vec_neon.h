@@ -13,6 +13,8 @@ struct VecNeon {
   [[gnu::always_inline]] static VecNeon each(F&& f) {
     return {{f(0), f(1), f(2), f(3)}};
   }
+  static constexpr uint32_t kRegisters = 8;  // how many of these the CPU holds
+
   static VecNeon set1(float x) {
     return each([&](int) { return vdupq_n_f32(x); });
   }

@@ -14,6 +14,8 @@ namespace pith::cpu {
 struct VecScalar {
   float v[16];
 
+  static constexpr uint32_t kRegisters = 8;  // how many of these the CPU holds
+
   template <typename F>
   static VecScalar each(F&& f) {
     VecScalar r;
