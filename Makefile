@@ -78,7 +78,7 @@ $(SP)/libsentencepiece.a: | dist-deps
 	@cmake --build $(SP)/build -j $(JOBS) --target sentencepiece-static >/dev/null
 	@cp $(SP)/build/src/libsentencepiece.a $@
 
-VERSION = $(shell sed -n 's/^project(pith VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
+VERSION = $(shell sed -n 's/^project.pith VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
 RELEASE = pith-$(VERSION)-linux-$(shell uname -m)
 dist: deps $(SP)/libsentencepiece.a
 	@cmake -S . -B build-dist/pith -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/ \
