@@ -11,46 +11,51 @@ namespace {
 constexpr uint32_t kInterleaveRows = 16;
 }
 
+// A stack in floating point has its matrices the other way round: rows are the input dimension.
+bool Assembly::is_transposed(size_t source_idx) const {
+  return !is_vector_ && parts_[source_idx].stack_idx >= 0 && sources_[source_idx].type != SourceType::kMxfp4;
+}
+
 Assembly::Assembly(const Checkpoint& checkpoint, const TensorPlan& plan, bool allow_nonfinite)
-    : checkpoint_(checkpoint), plan_(plan), allow_nonfinite_(allow_nonfinite) {
-  const bool is_vector = plan.n_rows == 1;
-  std::vector<TensorSource> parts = plan.sources;
-  for (TensorSource& part : parts) {
-    SourceTensor source = checkpoint.get(part.name);
-    if (is_vector) {  // a vector's elements are what a matrix's rows are: the unit of concatenation
-      if (source.n_rows != 1)
-        throw_error(ErrorCode::kFormat, "{}: tensor '{}': shape [{}, {}], expected a vector",
-                    checkpoint.dir(), part.name, source.n_rows, source.n_cols);
-      source.n_rows = source.n_cols;
-      source.n_cols = 1;
-    } else if (source.n_cols != plan.n_cols) {
+    : checkpoint_(checkpoint),
+      plan_(plan),
+      allow_nonfinite_(allow_nonfinite),
+      is_vector_(plan.role == TensorRole::kNorm || plan.role == TensorRole::kBias),
+      parts_(plan.sources) {
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    TensorSource& part = parts_[i];
+    sources_.push_back(find_source(part));
+    const SourceTensor& source = sources_.back();
+    const uint32_t n_cols = is_transposed(i) ? source.n_rows : source.n_cols;
+    if (!is_vector_ && n_cols != plan.n_cols)
       throw_error(ErrorCode::kFormat, "{}: tensor '{}': shape [{}, {}], expected {} columns for '{}'",
                   checkpoint.dir(), part.name, source.n_rows, source.n_cols, plan.n_cols, plan.name);
-    }
-    if (part.n_rows == 0) part.n_rows = source.n_rows;
-    if (part.row_begin > source.n_rows || part.n_rows > source.n_rows - part.row_begin)
+    const uint32_t n_rows = is_transposed(i) ? source.n_cols : source.n_rows;
+    if (part.n_rows == 0) part.n_rows = n_rows;
+    const uint64_t n_needed = part.row_begin + uint64_t{part.n_rows - 1} * part.row_step + 1;
+    if (n_needed > n_rows)
       throw_error(ErrorCode::kFormat, "{}: tensor '{}': {} rows, expected at least {}", checkpoint.dir(),
-                  part.name, source.n_rows, part.row_begin + part.n_rows);
-    sources_.push_back(std::move(source));
+                  part.name, n_rows, n_needed);
   }
 
   if (plan.order == RowOrder::kConcat) {
-    for (size_t i = 0; i < parts.size(); ++i)
-      add_run(parts[i].n_rows, static_cast<int>(i), parts[i].row_begin);
+    for (size_t i = 0; i < parts_.size(); ++i)
+      add_run(parts_[i].n_rows, static_cast<int>(i), parts_[i].row_begin);
   } else {
-    if (parts.size() != 2 || parts[0].n_rows != parts[1].n_rows)
+    if (parts_.size() != 2 || parts_[0].n_rows != parts_[1].n_rows)
       throw_error(ErrorCode::kFormat, "{}: tensors of '{}' differ in rows: '{}' and '{}'", checkpoint.dir(),
-                  plan.name, parts.front().name, parts.back().name);
-    const uint32_t n_rows = parts[0].n_rows;
+                  plan.name, parts_.front().name, parts_.back().name);
+    const uint32_t n_rows = parts_[0].n_rows;
     for (uint32_t row = 0; row < n_rows; row += kInterleaveRows)
       for (int i = 0; i < 2; ++i) {
         const uint32_t n = std::min(kInterleaveRows, n_rows - row);
-        add_run(n, i, parts[static_cast<size_t>(i)].row_begin + row);
+        const TensorSource& part = parts_[static_cast<size_t>(i)];
+        add_run(n, i, part.row_begin + row * part.row_step);
         if (n < kInterleaveRows) add_run(kInterleaveRows - n, -1, 0);
       }
   }
   const uint32_t n_found = runs_.empty() ? 0 : runs_.back().row_begin + runs_.back().n_rows;
-  const uint32_t n_expected = is_vector ? plan.n_cols : plan.n_rows;
+  const uint32_t n_expected = is_vector_ ? plan.n_cols : plan.n_rows;
   if (n_found != n_expected) {
     std::vector<std::string> shapes;
     for (const SourceTensor& source : sources_)
@@ -60,40 +65,90 @@ Assembly::Assembly(const Checkpoint& checkpoint, const TensorPlan& plan, bool al
   }
 }
 
+SourceTensor Assembly::find_source(const TensorSource& part) const {
+  SourceTensor source = part.stack_idx < 0
+                            ? checkpoint_.get(part.name)
+                            : checkpoint_.get_of_stack(part.name, static_cast<uint32_t>(part.stack_idx));
+  if (!is_vector_) return source;
+  // A vector's elements are what a matrix's rows are: the unit of concatenation.
+  if (source.n_rows != 1)
+    throw_error(ErrorCode::kFormat, "{}: tensor '{}': shape [{}, {}], expected a vector", checkpoint_.dir(),
+                part.name, source.n_rows, source.n_cols);
+  source.n_rows = source.n_cols;
+  source.n_cols = 1;
+  return source;
+}
+
 void Assembly::add_run(uint32_t n_rows, int source_idx, uint32_t source_row) {
   const uint32_t row_begin = runs_.empty() ? 0 : runs_.back().row_begin + runs_.back().n_rows;
   runs_.push_back({row_begin, n_rows, source_idx, source_row});
 }
 
+const std::vector<float>& Assembly::transposed(const SourceTensor& source) {
+  if (!transposed_.empty() && transposed_file_ == source.file_idx && transposed_offset_ == source.offset)
+    return transposed_;
+  const size_t n_rows = source.n_cols, n_cols = source.n_rows;  // of the result
+  std::vector<uint8_t> raw(source.row_bytes() * source.n_rows);
+  checkpoint_.read_raw(source, 0, source.n_rows, raw);
+  hash_.update(raw);
+  std::vector<float> row(n_rows);
+  transposed_.resize(n_rows * n_cols);
+  transposed_file_ = source.file_idx;
+  transposed_offset_ = source.offset;
+  for (size_t c = 0; c < n_cols; ++c) {
+    to_float(source.type, raw.data() + c * source.row_bytes(), n_rows, row.data());
+    for (size_t r = 0; r < n_rows; ++r) transposed_[r * n_cols + c] = row[r];
+  }
+  return transposed_;
+}
+
+// Rows [skip, skip + n_rows) of a run of a source, checked. out: [n_rows, columns].
+void Assembly::read_run(const Run& run, uint32_t skip, uint32_t n_rows, float* out) {
+  const size_t idx = static_cast<size_t>(run.source_idx);
+  const SourceTensor& source = sources_[idx];
+  const uint32_t step = parts_[idx].row_step, first = run.source_row + skip * step;
+  const size_t n_cols = is_vector_ ? 1 : plan_.n_cols;
+  if (is_transposed(idx)) {
+    const std::vector<float>& all = transposed(source);
+    for (size_t r = 0; r < n_rows; ++r)
+      std::copy_n(all.data() + (first + r * step) * n_cols, n_cols, out + r * n_cols);
+  } else {
+    const uint32_t n_read = (n_rows - 1) * step + 1;
+    std::vector<uint8_t> raw(n_read * source.row_bytes());
+    checkpoint_.read_raw(source, first, n_read, raw);
+    hash_.update(raw);
+    if (step == 1) {
+      to_float(source.type, raw.data(), n_rows * n_cols, out);
+    } else {
+      std::vector<float> all(n_read * n_cols);
+      to_float(source.type, raw.data(), all.size(), all.data());
+      for (size_t r = 0; r < n_rows; ++r)
+        std::copy_n(all.data() + r * step * n_cols, n_cols, out + r * n_cols);
+    }
+  }
+  for (size_t i = 0; i < n_rows * n_cols && !allow_nonfinite_; ++i)
+    if (!std::isfinite(out[i])) {
+      const size_t row = first + i / n_cols * step;
+      const std::string index = is_vector_ ? fmt::format("{}", row) : fmt::format("{}, {}", row, i % n_cols);
+      throw_error(ErrorCode::kFormat, "{}: tensor '{}': element [{}] is {}", checkpoint_.dir(), source.name,
+                  index, out[i]);
+    }
+}
+
 void Assembly::read_rows(uint32_t row_begin, uint32_t n_rows, float* out) {
-  const bool is_vector = plan_.n_rows == 1;
-  const uint32_t row_end = is_vector ? plan_.n_cols : row_begin + n_rows;
-  if (is_vector) row_begin = 0;
-  const size_t n_cols = is_vector ? 1 : plan_.n_cols;
-  std::vector<uint8_t> raw;
+  const uint32_t row_end = is_vector_ ? plan_.n_cols : row_begin + n_rows;
+  if (is_vector_) row_begin = 0;
+  const size_t n_cols = is_vector_ ? 1 : plan_.n_cols;
   auto run = std::partition_point(runs_.begin(), runs_.end(),
                                   [&](const Run& r) { return r.row_begin + r.n_rows <= row_begin; });
   for (uint32_t row = row_begin; row < row_end; ++run) {
     const uint32_t skip = row - run->row_begin;
     const uint32_t n = std::min(run->n_rows - skip, row_end - row);
     const size_t n_values = n * n_cols;
-    if (run->source_idx < 0) {
+    if (run->source_idx < 0)
       std::fill_n(out, n_values, 0.0f);
-    } else {
-      const SourceTensor& source = sources_[static_cast<size_t>(run->source_idx)];
-      raw.resize(n_values * source.element_bytes());
-      checkpoint_.read_raw(source, run->source_row + skip, n, raw);
-      hash_.update(raw);
-      to_float(source.type, raw.data(), n_values, out);
-      for (size_t i = 0; i < n_values && !allow_nonfinite_; ++i)
-        if (!std::isfinite(out[i])) {
-          const size_t source_row = run->source_row + skip + i / n_cols;
-          const std::string index =
-              is_vector ? fmt::format("{}", source_row) : fmt::format("{}, {}", source_row, i % n_cols);
-          throw_error(ErrorCode::kFormat, "{}: tensor '{}': element [{}] is {}", checkpoint_.dir(),
-                      source.name, index, out[i]);
-        }
-    }
+    else
+      read_run(*run, skip, n, out);
     if (plan_.add != 0)
       for (size_t i = 0; i < n_values; ++i) out[i] += plan_.add;
     out += n_values;
@@ -104,6 +159,8 @@ void Assembly::read_rows(uint32_t row_begin, uint32_t n_rows, float* out) {
 SourceType Assembly::type() const {
   for (const SourceTensor& source : sources_)
     if (source.type != sources_[0].type) return SourceType::kF32;
+  // A 4-bit float times a power of two fits bfloat16.
+  if (!sources_.empty() && sources_[0].type == SourceType::kMxfp4) return SourceType::kBF16;
   return sources_.empty() ? SourceType::kF32 : sources_[0].type;
 }
 

@@ -24,17 +24,25 @@ class Assembly {
   SourceType type() const;
 
  private:
-  struct Run {  // consecutive rows of the container's tensor that are consecutive rows of one source
+  struct Run {  // consecutive rows of the container's tensor that are rows of one source, row_step apart
     uint32_t row_begin, n_rows;
     int source_idx;  // -1: zero padding
     uint32_t source_row;
   };
+  SourceTensor find_source(const TensorSource& part) const;
   void add_run(uint32_t n_rows, int source_idx, uint32_t source_row);
+  void read_run(const Run& run, uint32_t skip, uint32_t n_rows, float* out);
+  bool is_transposed(size_t source_idx) const;
+  const std::vector<float>& transposed(const SourceTensor& source);
 
   const Checkpoint& checkpoint_;
   const TensorPlan& plan_;
-  bool allow_nonfinite_;
+  bool allow_nonfinite_, is_vector_;
+  std::vector<TensorSource> parts_;  // the plan's sources, n_rows filled in
   std::vector<SourceTensor> sources_;
+  std::vector<float> transposed_;  // of one source, whole: [rows of the container's tensor, n_cols]
+  uint32_t transposed_file_ = 0;
+  uint64_t transposed_offset_ = 0;
   std::vector<Run> runs_;
   Checksum64 hash_{0};
 };

@@ -1,5 +1,7 @@
 #include "convert/checkpoint.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 
@@ -99,30 +101,90 @@ bool Checkpoint::has(const std::string& name) const {
   return places_.contains(resolve(name));
 }
 
-SourceTensor Checkpoint::get(const std::string& name) const {
+Checkpoint::Place Checkpoint::find(const std::string& name) const {
   const auto found = places_.find(resolve(name));
   if (found == places_.end()) throw_error(ErrorCode::kFormat, "{}: tensor '{}' is missing", dir_, name);
-  const auto [file_idx, entry] = found->second;
-  SourceTensor tensor{name, SourceType::kF32, 1, 1, file_idx, entry->begin};
-  if (entry->dtype == "F16") {
+  return found->second;
+}
+
+// The tensor at `place` as [all dimensions of `shape` but the last, the last].
+SourceTensor Checkpoint::matrix(const std::string& name, const Place& place,
+                                std::span<const uint64_t> shape) const {
+  const std::string& path = files_[place.file_idx].path();
+  SourceTensor tensor{name, SourceType::kF32, 1, 1, place.file_idx, place.entry->begin};
+  const std::string& dtype = place.entry->dtype;
+  if (dtype == "F16") {
     tensor.type = SourceType::kF16;
-  } else if (entry->dtype == "BF16") {
+  } else if (dtype == "BF16") {
     tensor.type = SourceType::kBF16;
-  } else if (entry->dtype != "F32") {
-    throw_error(ErrorCode::kUnsupported, "{}: tensor '{}': dtype {}, expected F32, F16 or BF16",
-                files_[file_idx].path(), name, entry->dtype);
+  } else if (dtype != "F32") {
+    throw_error(ErrorCode::kUnsupported, "{}: tensor '{}': dtype {}, expected F32, F16 or BF16", path, name,
+                dtype);
   }
-  const std::vector<uint64_t>& shape = entry->shape;
   if (shape.empty() || shape.size() > 2)
-    throw_error(ErrorCode::kFormat, "{}: tensor '{}': {} dimensions, expected 1 or 2",
-                files_[file_idx].path(), name, shape.size());
+    throw_error(ErrorCode::kFormat, "{}: tensor '{}': {} dimensions, expected 1 or 2", path, name,
+                shape.size());
   for (uint64_t n : shape)
     if (n == 0 || n > INT32_MAX)
-      throw_error(ErrorCode::kFormat, "{}: tensor '{}': shape [{}], expected 1 to {} each",
-                  files_[file_idx].path(), name, fmt::join(shape, ", "), INT32_MAX);
+      throw_error(ErrorCode::kFormat, "{}: tensor '{}': shape [{}], expected 1 to {} each", path, name,
+                  fmt::join(shape, ", "), INT32_MAX);
   tensor.n_rows = shape.size() == 2 ? static_cast<uint32_t>(shape[0]) : 1;
   tensor.n_cols = static_cast<uint32_t>(shape.back());
   return tensor;
+}
+
+SourceTensor Checkpoint::get(const std::string& name) const {
+  const Place place = find(name);
+  return matrix(name, place, place.entry->shape);
+}
+
+SourceTensor Checkpoint::get_of_stack(const std::string& name, uint32_t idx) const {
+  if (has(name) || !has(name + "_blocks")) {
+    const Place place = find(name);
+    const std::vector<uint64_t>& shape = place.entry->shape;
+    if (shape.size() < 2 || shape.size() > 3 || idx >= shape[0])
+      throw_error(ErrorCode::kFormat,
+                  "{}: tensor '{}': shape [{}], expected 2 or 3 dimensions, the first over {}",
+                  files_[place.file_idx].path(), name, fmt::join(shape, ", "), idx);
+    SourceTensor tensor = matrix(name, place, std::span(shape).subspan(1));
+    // The header has been checked: shape and size agree, so this lies within the tensor.
+    tensor.offset =
+        checked_add(tensor.offset, checked_mul(checked_mul(tensor.n_rows, tensor.row_bytes()), idx));
+    return tensor;
+  }
+  const Place blocks = find(name + "_blocks"), scales = find(name + "_scales");
+  const std::vector<uint64_t>&shape = blocks.entry->shape, &scales_shape = scales.entry->shape;
+  const bool agree = shape.size() == 4 && shape[3] == kMxfp4Cols / 2 && scales_shape.size() == 3 &&
+                     std::equal(scales_shape.begin(), scales_shape.end(), shape.begin());
+  if (!agree || idx >= shape[0] || shape[1] > INT32_MAX || shape[2] > INT32_MAX / kMxfp4Cols ||
+      shape[1] == 0 || shape[2] == 0 || blocks.entry->dtype != "U8" || scales.entry->dtype != "U8")
+    throw_error(
+        ErrorCode::kFormat,
+        "{}: tensor '{}': blocks {} [{}], scales {} [{}], expected U8 [n, rows, blocks, 16] and [n, rows, "
+        "blocks] with n over {}",
+        dir_, name, blocks.entry->dtype, fmt::join(shape, ", "), scales.entry->dtype,
+        fmt::join(scales_shape, ", "), idx);
+  const uint64_t n_blocks = checked_mul(shape[1], shape[2]);
+  SourceTensor tensor{
+      name,
+      SourceType::kMxfp4,
+      static_cast<uint32_t>(shape[1]),
+      static_cast<uint32_t>(shape[2]) * kMxfp4Cols,
+      blocks.file_idx,
+      checked_add(blocks.entry->begin, checked_mul(checked_mul(n_blocks, kMxfp4Cols / 2), idx))};
+  tensor.scales_file_idx = scales.file_idx;
+  tensor.scales_offset = checked_add(scales.entry->begin, checked_mul(n_blocks, idx));
+  return tensor;
+}
+
+std::vector<std::string> Checkpoint::stored_names(const std::string& name) const {
+  if (has(name) || !has(name + "_blocks")) return {resolve(name)};
+  return {resolve(name + "_blocks"), resolve(name + "_scales")};
+}
+
+uint64_t SourceTensor::row_bytes() const {
+  if (type == SourceType::kMxfp4) return uint64_t{n_cols} / kMxfp4Cols * (kMxfp4Cols / 2 + 1);
+  return checked_mul(n_cols, type == SourceType::kF32 ? 4 : 2);
 }
 
 std::vector<std::string> Checkpoint::names() const {
@@ -133,10 +195,18 @@ std::vector<std::string> Checkpoint::names() const {
 
 void Checkpoint::read_raw(const SourceTensor& tensor, uint32_t row_begin, uint32_t n_rows,
                           std::span<uint8_t> out) const {
-  const uint64_t row_bytes = checked_mul(tensor.n_cols, tensor.element_bytes());
+  const uint64_t row_bytes = tensor.row_bytes();
   if (row_begin > tensor.n_rows || n_rows > tensor.n_rows - row_begin || out.size() != row_bytes * n_rows)
     throw_error(ErrorCode::kInternal, "tensor '{}': rows {}+{} of {} do not fit {} bytes", tensor.name,
                 row_begin, n_rows, tensor.n_rows, out.size());
+  if (tensor.type == SourceType::kMxfp4) {
+    const uint64_t n_blocks = tensor.n_cols / kMxfp4Cols, block_bytes = n_blocks * (kMxfp4Cols / 2);
+    const auto blocks = out.first(block_bytes * n_rows);
+    files_[tensor.file_idx].read(tensor.offset + row_begin * block_bytes, blocks);
+    files_[tensor.scales_file_idx].read(tensor.scales_offset + row_begin * n_blocks,
+                                        out.subspan(blocks.size()));
+    return;
+  }
   files_[tensor.file_idx].read(tensor.offset + row_begin * row_bytes, out);
 }
 
@@ -153,6 +223,16 @@ uint64_t Checkpoint::identity() const {
 void to_float(SourceType type, const uint8_t* in, size_t n, float* out) {
   if (type == SourceType::kF32) {
     std::memcpy(out, in, n * sizeof(float));
+    return;
+  }
+  if (type == SourceType::kMxfp4) {
+    constexpr float kValues[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+    const uint8_t* const scales = in + n / 2;
+    for (size_t i = 0; i < n; i += kMxfp4Cols) {
+      const float scale = std::ldexp(1.0f, int{scales[i / kMxfp4Cols]} - 127);
+      for (size_t j = 0; j < kMxfp4Cols; ++j)
+        out[i + j] = scale * kValues[in[(i + j) / 2] >> (j % 2 * 4) & 15];
+    }
     return;
   }
   const bool is_f16 = type == SourceType::kF16;

@@ -38,7 +38,6 @@ constexpr uint64_t kMaxCalibrationBytes = 1 << 30;
 constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
 constexpr uint32_t kMinOutlierCols = 1024;
 constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
-constexpr const char* kHeadSource = "lm_head.weight";
 
 // Buffers that some checkpoints carry and no forward pass needs.
 bool is_ignorable(const std::string& name) {
@@ -69,22 +68,30 @@ void refuse_unless_forced(const std::string& problem, const ConvertOptions& opti
 }
 
 // A tied checkpoint may store its one matrix under either name.
-void resolve_tied(const Checkpoint& checkpoint, const ModelSpec& spec, std::vector<TensorPlan>& plan) {
-  if (!spec.tied_embeddings || !checkpoint.has(kHeadSource)) return;
+void resolve_tied(const Checkpoint& checkpoint, const ModelSpec& spec, const char* head,
+                  std::vector<TensorPlan>& plan) {
+  if (!spec.tied_embeddings || !checkpoint.has(head)) return;
   for (TensorPlan& tensor : plan)
     if (tensor.role == TensorRole::kEmbedding)
       for (TensorSource& source : tensor.sources)
-        if (!checkpoint.has(source.name)) source.name = kHeadSource;
+        if (!checkpoint.has(source.name)) source.name = head;
 }
 
-void check_unused(const Source& source, const ConvertOptions& options, ConvertReport& report) {
+void check_unused(const Source& source, const CheckpointNames& names,
+                  const ConvertOptions& options, ConvertReport& report) {
+  const auto is_left_out = [&](const std::string& name) {
+    return std::any_of(names.ignored_prefixes.begin(), names.ignored_prefixes.end(),
+                       [&](const std::string& prefix) { return name.starts_with(prefix); });
+  };
   std::set<std::string> used;
   for (const TensorPlan& tensor : source.plan)
-    for (const TensorSource& part : tensor.sources) used.insert(source.checkpoint.resolve(part.name));
+    for (const TensorSource& part : tensor.sources)
+      for (const std::string& name : source.checkpoint.stored_names(part.name)) used.insert(name);
   std::vector<std::string> unused;
   for (const std::string& name : source.checkpoint.names()) {
-    const bool is_tied_head = source.spec.tied_embeddings && name == kHeadSource;
-    if (!used.contains(name) && !is_ignorable(name) && !is_tied_head) unused.push_back(name);
+    const bool is_tied_head = source.spec.tied_embeddings && name == names.head;
+    if (!used.contains(name) && !is_ignorable(name) && !is_tied_head && !is_left_out(name))
+      unused.push_back(name);
   }
   if (!unused.empty())
     refuse_unless_forced(fmt::format("{}: {} tensors have no place in this architecture: {}",
@@ -106,9 +113,9 @@ Source open_source(const std::string& dir, const ConvertOptions& options, Conver
   if (const std::vector<std::string> unknown = config.unconsumed(); !unknown.empty())
     refuse_unless_forced(fmt::format("{}: unknown keys {}", where, list_names(unknown)), options, report);
   source.plan = family.plan(source.spec);
-  resolve_tied(source.checkpoint, source.spec, source.plan);
+  resolve_tied(source.checkpoint, source.spec, family.names.head, source.plan);
   for (const TensorPlan& tensor : source.plan) Assembly(source.checkpoint, tensor, options.allow_nonfinite);
-  check_unused(source, options, report);
+  check_unused(source, family.names, options, report);
   return source;
 }
 
@@ -259,6 +266,10 @@ bool find_layer_part(const std::string& name, uint32_t& layer, Calibration::Part
 
 void Conversion::start_calibration(const Metadata& metadata) {
   if (options_.bits >= 16 || !options_.calibrate || options_.preset == Preset::kPaper) return;
+  if (const std::string unusual = unusual_switches(source_.spec); !unusual.empty()) {
+    report_.notes.push_back(fmt::format("not calibrated: the calibration's forward pass lacks {}", unusual));
+    return;
+  }
   std::vector<std::string> texts;
   for (const std::string& path : options_.calibration_files)
     texts.push_back(read_text_file(path, kMaxCalibrationBytes));

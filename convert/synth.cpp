@@ -196,7 +196,7 @@ void synth(const SynthOptions& options) {
     throw_error(ErrorCode::kInvalidArgument, "--bits {}: expected 16, 32 or 2.3 to 4.5", options.bits);
 
   const ModelSpec spec = make_spec(*shape);
-  const std::vector<TensorPlan> plan = plan_dense(spec);
+  const std::vector<TensorPlan> plan = plan_tensors(spec);
   std::vector<LayerBudget> layers;
   uint64_t n_total = 0, n_done = 0;
   for (const TensorPlan& tensor : plan) {

@@ -1,6 +1,4 @@
 // config.json with book-keeping of what was read.
-#include <algorithm>
-
 #include "models/family.h"
 
 namespace pith {
@@ -23,9 +21,8 @@ Config::Config(nlohmann::json json, std::string where) : json_(std::move(json)),
 }
 
 bool Config::has(const std::string& key) {
-  if (!json_.contains(key)) return false;
-  consumed_.push_back(key);
-  return !json_.at(key).is_null();
+  used_.insert(key);
+  return json_.contains(key) && !json_.at(key).is_null();
 }
 
 bool Config::is_null(const std::string& key) const {
@@ -84,6 +81,18 @@ std::vector<std::string> Config::texts(const std::string& key) {
   return texts;
 }
 
+std::vector<double> Config::numbers(const std::string& key) {
+  if (!has(key)) return {};
+  const nlohmann::json& value = json_.at(key);
+  std::vector<double> numbers;
+  if (!value.is_array()) wrong_type(*this, key, "a list of numbers", value);
+  for (const nlohmann::json& entry : value) {
+    if (!entry.is_number()) wrong_type(*this, key, "a list of numbers", entry);
+    numbers.push_back(entry.get<double>());
+  }
+  return numbers;
+}
+
 nlohmann::json Config::object_or_null(const std::string& key) {
   if (!has(key)) return nullptr;
   const nlohmann::json& value = json_.at(key);
@@ -92,13 +101,21 @@ nlohmann::json Config::object_or_null(const std::string& key) {
 }
 
 void Config::ignore(std::initializer_list<const char*> keys) {
-  consumed_.insert(consumed_.end(), keys.begin(), keys.end());
+  ignored_.insert(keys.begin(), keys.end());
+}
+
+void Config::fill(const nlohmann::json& defaults) {
+  for (const auto& [key, value] : defaults.items())
+    if (!json_.contains(key)) {
+      json_[key] = value;
+      filled_.insert(key);
+    }
 }
 
 std::vector<std::string> Config::unconsumed() const {
   std::vector<std::string> left;
   for (const auto& item : json_.items())
-    if (std::find(consumed_.begin(), consumed_.end(), item.key()) == consumed_.end())
+    if (!used_.contains(item.key()) && !ignored_.contains(item.key()) && !filled_.contains(item.key()))
       left.push_back(item.key());
   return left;
 }

@@ -1,4 +1,4 @@
-// What the dense families of the Llama lineage share: config keys and tensor names.
+// Config keys that the families share.
 #include <cmath>
 
 #include "models/family.h"
@@ -7,17 +7,26 @@ namespace pith {
 
 namespace {
 
-Activation read_activation(Config& config) {
-  const std::string name = config.text_or("hidden_act", "silu");
+Activation read_activation(Config& config, const DenseDefaults& defaults) {
+  const std::string name = config.text_or(defaults.activation_key, defaults.activation);
   if (name == "silu") return Activation::kSilu;
   if (name == "gelu_pytorch_tanh") return Activation::kGeluTanh;
-  throw_error(ErrorCode::kUnsupported, "{}: hidden_act '{}', expected silu or gelu_pytorch_tanh",
-              config.where(), name);
+  throw_error(ErrorCode::kUnsupported, "{}: {} '{}', expected silu or gelu_pytorch_tanh", config.where(),
+              defaults.activation_key, name);
+}
+
+void check_quantization(Config& config, bool reads_mxfp4) {
+  if (!config.has("quantization_config")) return;
+  Config quantization(config.object_or_null("quantization_config"), config.where() + ": quantization_config");
+  if (reads_mxfp4 && quantization.text_or("quant_method", "") == "mxfp4") return;
+  throw_error(ErrorCode::kUnsupported,
+              "{}: quantization_config: the checkpoint is quantized already, expected F32, F16 or BF16{}",
+              config.where(), reads_mxfp4 ? ", or mxfp4" : "");
 }
 
 }  // namespace
 
-ModelSpec read_dense_config(Config& config) {
+ModelSpec read_dense_config(Config& config, const DenseDefaults& defaults) {
   // Training, bookkeeping and generation keys: of no effect on the forward pass. Token ids are read by the
   // tokenizer.
   config.ignore({"architectures",        "model_type",
@@ -31,11 +40,8 @@ ModelSpec read_dense_config(Config& config) {
                  "pretraining_tp",       "unsloth_version",
                  "unsloth_fixed",        "_attn_implementation_autoset",
                  "output_attentions",    "output_hidden_states",
-                 "return_dict"});
-  if (config.has("quantization_config"))
-    throw_error(ErrorCode::kUnsupported,
-                "{}: quantization_config: the checkpoint is quantized already, expected F32, F16 or BF16",
-                config.where());
+                 "return_dict",          "cache_implementation"});
+  check_quantization(config, defaults.reads_mxfp4);
 
   ModelSpec spec;
   spec.vocab_size = config.count("vocab_size");
@@ -52,63 +58,35 @@ ModelSpec read_dense_config(Config& config) {
                 config.where(), spec.dim, spec.n_heads);
   spec.head_dim = config.count_or("head_dim", spec.dim / spec.n_heads);
   spec.max_context = config.count_or("max_position_embeddings", 2048);
-  spec.norm_eps = static_cast<float>(config.number_or("rms_norm_eps", 1e-6));
-  spec.activation = read_activation(config);
-  spec.tied_embeddings = config.flag_or("tie_word_embeddings", false);
+  spec.norm_eps = static_cast<float>(config.number_or("rms_norm_eps", defaults.norm_eps));
+  spec.activation = read_activation(config, defaults);
+  spec.tied_embeddings = config.flag_or("tie_word_embeddings", defaults.tied_embeddings);
   spec.attn_scale = static_cast<float>(1 / std::sqrt(1.0 * spec.head_dim));
-  spec.ropes.push_back(read_rope(config, spec.head_dim, spec.max_context));
+  spec.ropes = read_ropes(config, spec.head_dim, defaults.rope_theta, spec.max_context);
   spec.layers.assign(spec.n_layers, LayerSpec{});
   check_spec(spec, config.where());
   return spec;
 }
 
-std::vector<TensorPlan> plan_dense(const ModelSpec& spec) {
-  std::vector<TensorPlan> plan;
-  const auto add = [&](std::string name, TensorRole role, uint32_t n_rows, uint32_t n_cols,
-                       std::initializer_list<std::string> sources, RowOrder order = RowOrder::kConcat) {
-    TensorPlan tensor{std::move(name), role, n_rows, n_cols, {}, order, 0};
-    for (const std::string& source : sources) tensor.sources.push_back({source, 0, 0});
-    plan.push_back(std::move(tensor));
-  };
-  const uint32_t dim = spec.dim, qkv_rows = spec.q_rows() + 2 * spec.kv_rows();
+std::vector<std::string> read_layer_types(Config& config, const ModelSpec& spec) {
+  std::vector<std::string> types = config.texts("layer_types");
+  if (!types.empty() && types.size() != spec.n_layers)
+    throw_error(ErrorCode::kFormat, "{}: layer_types has {} entries, expected num_hidden_layers, {}",
+                config.where(), types.size(), spec.n_layers);
+  for (const std::string& type : types)
+    if (type != "full_attention" && type != "sliding_attention")
+      throw_error(ErrorCode::kUnsupported,
+                  "{}: layer type '{}', expected full_attention or sliding_attention", config.where(), type);
+  return types;
+}
 
-  add("embed", TensorRole::kEmbedding, spec.vocab_size, dim, {"model.embed_tokens.weight"});
-  add("norm", TensorRole::kNorm, 1, dim, {"model.norm.weight"});
-  if (!spec.tied_embeddings) add("head", TensorRole::kHead, spec.vocab_size, dim, {"lm_head.weight"});
-
-  for (uint32_t i = 0; i < spec.n_layers; ++i) {
-    const std::string layer = fmt::format("model.layers.{}.", i);
-    const std::string attn = layer + "self_attn.", mlp = layer + "mlp.";
-    const auto here = [&](const char* part) { return layer_tensor(i, part); };
-    add(here("attn_norm"), TensorRole::kNorm, 1, dim, {layer + "input_layernorm.weight"});
-    add(here("attn_qkv"), TensorRole::kLinear, qkv_rows, dim,
-        {attn + "q_proj.weight", attn + "k_proj.weight", attn + "v_proj.weight"});
-    if (spec.qkv_bias)
-      add(here("attn_qkv_bias"), TensorRole::kBias, 1, qkv_rows,
-          {attn + "q_proj.bias", attn + "k_proj.bias", attn + "v_proj.bias"});
-    if (spec.qk_norm) {
-      add(here("q_norm"), TensorRole::kNorm, 1, spec.head_dim, {attn + "q_norm.weight"});
-      add(here("k_norm"), TensorRole::kNorm, 1, spec.head_dim, {attn + "k_norm.weight"});
-    }
-    add(here("attn_out"), TensorRole::kLinear, dim, spec.q_rows(), {attn + "o_proj.weight"});
-    if (spec.attn_out_bias) add(here("attn_out_bias"), TensorRole::kBias, 1, dim, {attn + "o_proj.bias"});
-    // Families with post norms name four norms a layer; the feed-forward's input norm is then
-    // pre_feedforward.
-    if (spec.post_norms)
-      add(here("attn_post_norm"), TensorRole::kNorm, 1, dim, {layer + "post_attention_layernorm.weight"});
-    add(here("ffn_norm"), TensorRole::kNorm, 1, dim,
-        {layer + (spec.post_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight")});
-    add(here("ffn_gate_up"), TensorRole::kLinear, 2 * spec.ffn_padded(), dim,
-        {mlp + "gate_proj.weight", mlp + "up_proj.weight"}, RowOrder::kInterleave16);
-    if (spec.mlp_bias)
-      add(here("ffn_gate_up_bias"), TensorRole::kBias, 1, 2 * spec.ffn_padded(),
-          {mlp + "gate_proj.bias", mlp + "up_proj.bias"}, RowOrder::kInterleave16);
-    add(here("ffn_down"), TensorRole::kLinear, dim, spec.ffn_dim, {mlp + "down_proj.weight"});
-    if (spec.mlp_bias) add(here("ffn_down_bias"), TensorRole::kBias, 1, dim, {mlp + "down_proj.bias"});
-    if (spec.post_norms)
-      add(here("ffn_post_norm"), TensorRole::kNorm, 1, dim, {layer + "post_feedforward_layernorm.weight"});
-  }
-  return plan;
+void read_experts(Config& config, ModelSpec& spec, const char* n_experts_key) {
+  config.ignore({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"});
+  spec.n_experts = config.count(n_experts_key);
+  spec.n_active_experts = config.count("num_experts_per_tok");
+  if (spec.n_active_experts > spec.n_experts)
+    throw_error(ErrorCode::kFormat, "{}: num_experts_per_tok is {}, expected at most {}, {}", config.where(),
+                spec.n_active_experts, n_experts_key, spec.n_experts);
 }
 
 }  // namespace pith

@@ -18,7 +18,7 @@ ModelSpec read_llama(Config& config) {
 }  // namespace
 
 Family llama_family() {
-  return {"llama", {"LlamaForCausalLM"}, read_llama, plan_dense};
+  return {"llama", {"LlamaForCausalLM"}, read_llama};
 }
 
 }  // namespace pith

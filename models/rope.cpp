@@ -1,7 +1,7 @@
 // Rotary embeddings of Hugging Face configs, baked into inverse frequencies and one scale.
 //
-// The formulas are those of the field: position interpolation (linear), Llama 3.1's wavelength bands, and
-// YaRN (arXiv 2309.00071). All arithmetic in double; only the result is rounded to float.
+// The formulas are those of the field: position interpolation (linear), Llama 3.1's wavelength bands, YaRN (arXiv 2309.00071)
+// and LongRoPE (arXiv 2402.13753); dynamic NTK's is in spec.cpp, as it needs the session's context. All arithmetic in double; only the result is rounded to float.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -13,6 +13,7 @@ namespace pith {
 namespace {
 
 constexpr double kTwoPi = 2 * std::numbers::pi;
+constexpr double kMaxScaledContext = 16777216;
 
 struct Rotary {
   double theta;
@@ -69,27 +70,41 @@ float scale_yarn(Rotary& rotary, Config& scaling, uint32_t& max_context) {
   const double m = scaling.number_or("mscale", 0), m_all = scaling.number_or("mscale_all_dim", 0);
   const double fallback = m != 0 && m_all != 0 ? magnitude(m) / magnitude(m_all) : magnitude(1);
   const double attention_factor = scaling.number_or("attention_factor", fallback);
-  max_context = std::max(max_context, static_cast<uint32_t>(std::min(original * factor, 16777216.0)));
+  max_context = std::max(max_context, static_cast<uint32_t>(std::min(original * factor, kMaxScaledContext)));
   return static_cast<float>(attention_factor);
 }
 
-}  // namespace
+// LongRoPE: a divisor for each frequency, one list within the original context and one beyond it.
+void scale_longrope(Rotary& rotary, Config& scaling, Config& config, RopeSpec& rope) {
+  rope.original_context =
+      scaling.count_or("original_max_position_embeddings",
+                       config.count_or("original_max_position_embeddings", rotary.max_context));
+  const double factor = scaling.has("factor") ? checked_factor(scaling, "factor")
+                                              : 1.0 * rotary.max_context / rope.original_context;
+  const double magnitude =
+      factor <= 1 ? 1.0 : std::sqrt(1 + std::log(factor) / std::log(1.0 * rope.original_context));
+  rope.scale = static_cast<float>(scaling.number_or("attention_factor", magnitude));
+  const auto divide = [&](const char* key) {
+    const std::vector<double> divisors = scaling.numbers(key);
+    if (divisors.size() != rotary.inv_freq.size())
+      throw_error(ErrorCode::kFormat, "{}: '{}' has {} entries, expected {}", scaling.where(), key,
+                  divisors.size(), rotary.inv_freq.size());
+    std::vector<double> divided = rotary.inv_freq;
+    for (size_t i = 0; i < divided.size(); ++i) {
+      if (!(divisors[i] > 0))
+        throw_error(ErrorCode::kFormat, "{}: '{}' has the entry {}, expected more than 0", scaling.where(),
+                    key, divisors[i]);
+      divided[i] /= divisors[i];
+    }
+    return divided;
+  };
+  const std::vector<double> beyond = divide("long_factor");
+  rope.long_inv_freq.assign(beyond.begin(), beyond.end());
+  rotary.inv_freq = divide("short_factor");
+}
 
-RopeSpec read_rope(Config& config, uint32_t head_dim, uint32_t& max_context) {
-  // Newer configs keep everything in rope_parameters; older ones have rope_theta beside rope_scaling.
-  nlohmann::json object = config.object_or_null("rope_parameters");
-  std::string name = "rope_parameters";
-  double theta = config.number_or("rope_theta", 10000);
-  double partial = config.number_or("partial_rotary_factor", 1);
-  if (object.is_null()) {
-    object = config.object_or_null("rope_scaling");
-    name = "rope_scaling";
-  } else if (config.has("rope_scaling")) {
-    throw_error(ErrorCode::kFormat, "{}: both rope_parameters and rope_scaling are there, expected one",
-                config.where());
-  }
-  if (object.is_null()) object = nlohmann::json::object();
-  Config scaling(object, config.where() + ": " + name);
+RopeSpec read_rope(Config& scaling, Config& config, double theta, double partial, uint32_t head_dim,
+                   uint32_t& max_context) {
   theta = scaling.number_or("rope_theta", theta);
   partial = scaling.number_or("partial_rotary_factor", partial);
   const std::string old_type = scaling.text_or("type", "default");
@@ -112,20 +127,71 @@ RopeSpec read_rope(Config& config, uint32_t head_dim, uint32_t& max_context) {
   if (type == "linear") {
     const double factor = checked_factor(scaling, "factor");
     for (double& f : rotary.inv_freq) f /= factor;
+  } else if (type == "dynamic") {
+    rope.original_context = max_context;
+    rope.dynamic_factor = static_cast<float>(checked_factor(scaling, "factor"));
+    max_context = static_cast<uint32_t>(
+        std::min(std::max(max_context * double{rope.dynamic_factor}, 1.0 * max_context), kMaxScaledContext));
   } else if (type == "llama3") {
     scale_llama3(rotary, scaling);
   } else if (type == "yarn") {
     rope.scale = scale_yarn(rotary, scaling, max_context);
+  } else if (type == "longrope" || type == "su") {  // "su": its name in the first Phi-3 checkpoints
+    scale_longrope(rotary, scaling, config, rope);
   } else if (type != "default") {
-    throw_error(ErrorCode::kUnsupported, "{}: rope type '{}', expected default, linear, llama3 or yarn",
+    throw_error(ErrorCode::kUnsupported,
+                "{}: rope type '{}', expected default, linear, dynamic, llama3, yarn or longrope",
                 scaling.where(), type);
   }
   const std::vector<std::string> unknown = scaling.unconsumed();
   if (!unknown.empty())
     throw_error(ErrorCode::kUnsupported, "{}: unknown key '{}' for rope type '{}'", scaling.where(),
                 unknown[0], type);
-  for (const double f : rotary.inv_freq) rope.inv_freq.push_back(static_cast<float>(f));
+  rope.inv_freq.assign(rotary.inv_freq.begin(), rotary.inv_freq.end());
   return rope;
+}
+
+}  // namespace
+
+RopeSpec plain_rope(double theta, uint32_t n_dims) {
+  RopeSpec rope;
+  for (uint32_t i = 0; i < n_dims; i += 2)
+    rope.inv_freq.push_back(static_cast<float>(std::pow(theta, -1.0 * i / n_dims)));
+  return rope;
+}
+
+std::vector<RopeSpec> read_ropes(Config& config, uint32_t head_dim, double default_theta,
+                                 uint32_t& max_context) {
+  // Newer configs keep everything in rope_parameters, one object or one for each type of layer; older ones have rope_theta beside
+  // rope_scaling, and rope_local_base_freq for layers that slide.
+  const double theta = config.number_or("rope_theta", default_theta);
+  const double partial = config.number_or("partial_rotary_factor", 1);
+  nlohmann::json object = config.object_or_null("rope_parameters");
+  std::string name = "rope_parameters";
+  if (object.is_null()) {
+    object = config.object_or_null("rope_scaling");
+    name = "rope_scaling";
+  } else if (config.has("rope_scaling")) {
+    throw_error(ErrorCode::kFormat, "{}: both rope_parameters and rope_scaling are there, expected one",
+                config.where());
+  }
+  if (object.is_null()) object = nlohmann::json::object();
+  const std::string where = config.where() + ": " + name;
+  std::vector<RopeSpec> ropes;
+  const auto add = [&](const nlohmann::json& scaling_object, const std::string& scaling_where) {
+    Config scaling(scaling_object, scaling_where);
+    ropes.push_back(read_rope(scaling, config, theta, partial, head_dim, max_context));
+  };
+  if (object.contains("full_attention")) {
+    Config types(object, where);
+    for (const char* type : {"full_attention", "sliding_attention"})
+      add(types.object_or_null(type), where + "." + type);
+    if (const std::vector<std::string> unknown = types.unconsumed(); !unknown.empty())
+      throw_error(ErrorCode::kUnsupported, "{}: unknown type of layer '{}'", where, unknown[0]);
+    return ropes;
+  }
+  add(object, where);
+  return ropes;
 }
 
 }  // namespace pith

@@ -14,6 +14,7 @@ constexpr uint32_t kMaxHeads = 1024;
 constexpr uint32_t kMaxHeadDim = 1024;
 constexpr uint32_t kMaxContext = 1u << 24;
 constexpr size_t kMaxRopes = 8;
+constexpr uint32_t kMaxExperts = 1024;
 
 struct Checker {
   const std::string& where;
@@ -65,9 +66,11 @@ void check_spec(const ModelSpec& spec, const std::string& where) {
   if (spec.head_dim % 2 != 0)
     throw_error(ErrorCode::kFormat, "{}: model.head_dim is {}, expected an even number", where,
                 spec.head_dim);
-  if (spec.activation != Activation::kSilu && spec.activation != Activation::kGeluTanh)
-    throw_error(ErrorCode::kFormat, "{}: model.activation is {}, expected 1 or 2", where,
-                static_cast<int>(spec.activation));
+  check.range("activation", static_cast<uint64_t>(spec.activation), 1, 3);
+  check.range("n_experts", spec.n_experts, 0, kMaxExperts);
+  check.range("n_active_experts", spec.n_active_experts, spec.n_experts == 0 ? 0 : 1, spec.n_experts);
+  if (spec.qk_norm && spec.qk_norm_whole)
+    throw_error(ErrorCode::kFormat, "{}: model.qk_norm and model.qk_norm_whole, expected one of them", where);
   check.real("norm_eps", spec.norm_eps, 0, 1);
   check.real("attn_scale", spec.attn_scale, 1e-6f, 1e6f);
   check.real("embedding_scale", spec.embedding_scale, 1e-6f, 1e6f);
@@ -80,12 +83,47 @@ void check_spec(const ModelSpec& spec, const std::string& where) {
     check.range("rope.inv_freq's size", rope.inv_freq.size(), 1, spec.head_dim / 2);
     check.real("rope.scale", rope.scale, 1e-3f, 1e3f);
     for (const float f : rope.inv_freq) check.real("rope.inv_freq", f, 0, 1e3f);
+    if (!rope.long_inv_freq.empty())
+      check.range("rope.long_inv_freq's size", rope.long_inv_freq.size(), rope.inv_freq.size(),
+                  rope.inv_freq.size());
+    for (const float f : rope.long_inv_freq) check.real("rope.long_inv_freq", f, 0, 1e3f);
+    check.range("rope.original_context", rope.original_context,
+                rope.long_inv_freq.empty() && rope.dynamic_factor == 0 ? 0 : 1, kMaxContext);
+    check.real("rope.dynamic_factor", rope.dynamic_factor, 0, 1e3f);
+    // The formula divides by the rotated dimensions less two.
+    if (rope.dynamic_factor != 0) check.range("rope.inv_freq's size", rope.inv_freq.size(), 2, kMaxHeadDim);
   }
   check.range("layers' size", spec.layers.size(), spec.n_layers, spec.n_layers);
   for (const LayerSpec& layer : spec.layers)
     if (layer.rope_idx < -1 || layer.rope_idx >= static_cast<int64_t>(spec.ropes.size()))
       throw_error(ErrorCode::kFormat, "{}: model.layer_ropes names rope {}, expected one of {}", where,
                   layer.rope_idx, spec.ropes.size());
+}
+
+std::string unusual_switches(const ModelSpec& spec) {
+  std::string names;
+  const auto name = [&](bool present, const char* text) {
+    if (present) names.append(names.empty() ? "" : ", ").append(text);
+  };
+  name(spec.n_experts != 0, "mixture of experts");
+  name(spec.attn_sinks, "attention sinks");
+  name(spec.qk_norm_whole, "norms over all heads");
+  name(!spec.pre_norms, "no norms before the blocks");
+  name(spec.activation == Activation::kClampedSwiglu, "clamped SwiGLU");
+  return names;
+}
+
+std::vector<float> RopeSpec::frequencies(uint32_t n_ctx) const {
+  if (original_context == 0 || n_ctx <= original_context) return inv_freq;
+  if (!long_inv_freq.empty()) return long_inv_freq;
+  if (dynamic_factor == 0) return inv_freq;
+  const double n_dims = 2.0 * static_cast<double>(inv_freq.size()), factor = double{dynamic_factor};
+  const double growth = factor * n_ctx / original_context - (factor - 1);
+  std::vector<float> scaled;
+  for (size_t i = 0; i < inv_freq.size(); ++i)
+    scaled.push_back(static_cast<float>(double{inv_freq[i]} *
+                                        std::pow(growth, -2.0 * static_cast<double>(i) / (n_dims - 2))));
+  return scaled;
 }
 
 void store_spec(const ModelSpec& spec, Metadata& metadata) {
@@ -105,6 +143,13 @@ void store_spec(const ModelSpec& spec, Metadata& metadata) {
   metadata.set("model.attn_out_bias", spec.attn_out_bias);
   metadata.set("model.mlp_bias", spec.mlp_bias);
   metadata.set("model.qk_norm", spec.qk_norm);
+  metadata.set("model.qk_norm_whole", spec.qk_norm_whole);
+  metadata.set("model.pre_norms", spec.pre_norms);
+  metadata.set("model.attn_sinks", spec.attn_sinks);
+  count("model.n_experts", spec.n_experts);
+  count("model.n_active_experts", spec.n_active_experts);
+  metadata.set("model.router_renormalize", spec.router_renormalize);
+  metadata.set("model.router_bias", spec.router_bias);
   metadata.set("model.post_norms", spec.post_norms);
   const auto real = [&](const char* key, float value) { metadata.set(key, double{value}); };
   real("model.norm_eps", spec.norm_eps);
@@ -118,6 +163,9 @@ void store_spec(const ModelSpec& spec, Metadata& metadata) {
   for (size_t i = 0; i < spec.ropes.size(); ++i) {
     metadata.set(rope_key(i, "inv_freq"), spec.ropes[i].inv_freq);
     metadata.set(rope_key(i, "scale"), double{spec.ropes[i].scale});
+    metadata.set(rope_key(i, "original_context"), uint64_t{spec.ropes[i].original_context});
+    metadata.set(rope_key(i, "long_inv_freq"), spec.ropes[i].long_inv_freq);
+    metadata.set(rope_key(i, "dynamic_factor"), double{spec.ropes[i].dynamic_factor});
   }
   std::vector<uint32_t> windows, ropes;
   for (const LayerSpec& layer : spec.layers) {
@@ -147,6 +195,16 @@ ModelSpec load_spec(const Metadata& metadata, const std::string& where) {
   spec.attn_out_bias = metadata.get<bool>("model.attn_out_bias");
   spec.mlp_bias = metadata.get<bool>("model.mlp_bias");
   spec.qk_norm = metadata.get<bool>("model.qk_norm");
+  // Files of before these switches lack their keys.
+  spec.qk_norm_whole = metadata.get_or<bool>("model.qk_norm_whole", false);
+  spec.pre_norms = metadata.get_or<bool>("model.pre_norms", true);
+  spec.attn_sinks = metadata.get_or<bool>("model.attn_sinks", false);
+  if (metadata.has("model.n_experts")) {
+    spec.n_experts = count("model.n_experts");
+    spec.n_active_experts = count("model.n_active_experts");
+    spec.router_renormalize = metadata.get<bool>("model.router_renormalize");
+    spec.router_bias = metadata.get<bool>("model.router_bias");
+  }
   spec.post_norms = metadata.get<bool>("model.post_norms");
   spec.norm_eps = load_real(metadata, "model.norm_eps");
   spec.attn_scale = load_real(metadata, "model.attn_scale");
@@ -157,9 +215,17 @@ ModelSpec load_spec(const Metadata& metadata, const std::string& where) {
   spec.logit_softcap = load_real(metadata, "model.logit_softcap");
   const uint32_t n_ropes = count("model.n_ropes");
   Checker{where}.range("n_ropes", n_ropes, 0, kMaxRopes);
-  for (uint32_t i = 0; i < n_ropes; ++i)
-    spec.ropes.push_back({metadata.get<std::vector<float>>(rope_key(i, "inv_freq")),
-                          load_real(metadata, rope_key(i, "scale"))});
+  for (uint32_t i = 0; i < n_ropes; ++i) {
+    RopeSpec rope;
+    rope.inv_freq = metadata.get<std::vector<float>>(rope_key(i, "inv_freq"));
+    rope.scale = load_real(metadata, rope_key(i, "scale"));
+    if (metadata.has(rope_key(i, "original_context"))) {
+      rope.original_context = load_count(metadata, rope_key(i, "original_context"), where);
+      rope.long_inv_freq = metadata.get<std::vector<float>>(rope_key(i, "long_inv_freq"));
+      rope.dynamic_factor = load_real(metadata, rope_key(i, "dynamic_factor"));
+    }
+    spec.ropes.push_back(std::move(rope));
+  }
   const auto& windows = metadata.get<std::vector<uint32_t>>("model.layer_windows");
   const auto& ropes = metadata.get<std::vector<uint32_t>>("model.layer_ropes");
   if (windows.size() != ropes.size())
@@ -175,6 +241,9 @@ ModelSpec load_spec(const Metadata& metadata, const std::string& where) {
 
 std::string layer_tensor(uint32_t layer, const char* part) {
   return fmt::format("layers.{}.{}", layer, part);
+}
+std::string expert_tensor(uint32_t layer, uint32_t expert, const char* part) {
+  return fmt::format("layers.{}.experts.{}.{}", layer, expert, part);
 }
 
 }  // namespace pith

@@ -15,14 +15,25 @@ namespace pith {
 
 constexpr uint32_t kMaxLayers = 1024;
 
-enum class Activation : uint8_t { kSilu = 1, kGeluTanh = 2 };
+// Of gate and up: act(gate) * up. kClampedSwiglu (gpt-oss): gate is cut at 7 from above, up to -7 .. 7, and
+// gate * sigmoid(1.702 gate) * (up + 1).
+enum class Activation : uint8_t { kSilu = 1, kGeluTanh = 2, kClampedSwiglu = 3 };
 
 // Rotary embedding, baked at conversion: rotate pairs (i, i + n/2) of the first n = 2 * inv_freq.size()
 // dimensions of a head by the angle position * inv_freq[i]; cos and sin are multiplied by `scale` (YaRN's
 // attention factor).
+//
+// Two kinds turn at another speed where a timeline may outgrow the context that the model was trained for: LongRoPE has a second
+// table, dynamic NTK a formula. The reference decides by the tokens so far, and keys that it has cached keep the old angles; here the
+// session's context decides, once, so that all keys agree.
 struct RopeSpec {
-  std::vector<float> inv_freq;  // [rotary_dim / 2], radians per position
+  std::vector<float> inv_freq = {};  // [rotary_dim / 2], radians per position
   float scale = 1;
+  uint32_t original_context = 0;          // tokens that inv_freq serves; 0 = any number
+  std::vector<float> long_inv_freq = {};  // LongRoPE: [rotary_dim / 2] beyond original_context
+  float dynamic_factor = 0;  // dynamic NTK: the base grows with the context beyond original_context
+
+  std::vector<float> frequencies(uint32_t n_ctx) const;  // of a session with room for n_ctx tokens
 };
 
 struct LayerSpec {
@@ -39,12 +50,18 @@ struct ModelSpec {
   Activation activation = Activation::kSilu;
   bool tied_embeddings = false;  // the head is the embedding, stored once
   bool qkv_bias = false, attn_out_bias = false, mlp_bias = false;
-  bool qk_norm = false;  // RMSNorm over each head of q and k, before RoPE
-  bool post_norms =
-      false;             // a second RMSNorm after attention and after the feed-forward, before the residual
-  float attn_scale = 0;  // factor on q.k, usually 1/sqrt(head_dim)
+  bool qk_norm = false;        // RMSNorm over each head of q and k, before RoPE
+  bool qk_norm_whole = false;  // instead: one over all heads of q, one over all of k
+  bool pre_norms = true;       // RMSNorm before attention and before the feed-forward
+  bool post_norms = false;     // RMSNorm after attention and after the feed-forward, before the residual
+  bool attn_sinks = false;     // a logit per head that takes part in the softmax and carries no value
+  float attn_scale = 0;        // factor on q.k, usually 1/sqrt(head_dim)
   float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
   float attn_softcap = 0, logit_softcap = 0;  // cap * tanh(x / cap); 0 = none
+  // Mixture of experts, when n_experts > 0: each token's feed-forward is the sum over its n_active_experts best experts by router
+  // logit, weighted by the softmax over all experts, renormalized over the chosen where router_renormalize. ffn_dim is one expert's.
+  uint32_t n_experts = 0, n_active_experts = 0;
+  bool router_renormalize = true, router_bias = false;
   std::vector<RopeSpec> ropes;
   std::vector<LayerSpec> layers;  // [n_layers]
 
@@ -56,11 +73,15 @@ struct ModelSpec {
 
 // Caps that a spec must keep, whatever a file says; check_spec throws Error(kFormat) naming the field.
 void check_spec(const ModelSpec& spec, const std::string& where);
+// Switches beyond the dense pre-norm block of the Llama lineage, for what runs only that: a name for the user; "" when there are none.
+std::string unusual_switches(const ModelSpec& spec);
 void store_spec(const ModelSpec& spec, Metadata& metadata);               // keys "model.*"
 ModelSpec load_spec(const Metadata& metadata, const std::string& where);  // checked
 
 // ---- Tensors of a container, in the order in which they lie in the file
 // ------------------------------------------
+//
+// They follow from the spec alone; a family only names where each comes from (family.h).
 //
 //   embed [vocab, dim]                       norm [dim]                        head [vocab, dim] unless tied
 //   layers.N.attn_norm [dim]                 layers.N.attn_qkv [q + 2*kv rows, dim]    layers.N.attn_qkv_bias
@@ -68,9 +89,14 @@ ModelSpec load_spec(const Metadata& metadata, const std::string& where);  // che
 //   layers.N.attn_post_norm [dim]            layers.N.ffn_norm [dim]
 //   layers.N.ffn_gate_up [2*ffn_padded, dim] (+ _bias)      layers.N.ffn_down [dim, ffn_dim] (+ _bias)
 //   layers.N.ffn_post_norm [dim]
+// q_norm and k_norm are [q rows] and [kv rows] with qk_norm_whole; layers.N.sinks [n_heads] stands before attn_out. With experts,
+// in place of ffn_gate_up and ffn_down:
+//   layers.N.router [n_experts, dim] (+ _bias)
+//   layers.N.experts.E.gate_up [2*ffn_padded, dim] (+ _bias)   layers.N.experts.E.down [dim, ffn_dim] (+ _bias)
 //
 // Matrices that share an input are one tensor: one matvec, one permutation, one Hessian.
-enum class TensorRole : uint8_t { kNorm, kBias, kEmbedding, kHead, kLinear };
+// kBias: also sinks. kRouter stays at 16 bits: it is small, and a wrong choice of expert is no small error.
+enum class TensorRole : uint8_t { kNorm, kBias, kEmbedding, kHead, kLinear, kRouter };
 
 enum class RowOrder : uint8_t {
   kConcat,        // rows of the sources one after another
@@ -79,10 +105,13 @@ enum class RowOrder : uint8_t {
                   // act(gate) * up
 };
 
-// A contiguous range of rows of one checkpoint tensor (all of it when n_rows == 0).
+// Rows of one checkpoint tensor: n_rows of them (0: all) from row_begin, every row_step-th. For a vector, rows are elements.
 struct TensorSource {
   std::string name;
-  uint32_t row_begin = 0, n_rows = 0;
+  uint32_t row_begin = 0, n_rows = 0, row_step = 1;
+  // One matrix of a stack: a tensor [n, cols, rows], or NAME_blocks and NAME_scales (MXFP4), [n, rows, cols]; of a stack of vectors,
+  // [n, rows], one vector. -1: no stack.
+  int32_t stack_idx = -1;
 };
 
 struct TensorPlan {
@@ -94,5 +123,6 @@ struct TensorPlan {
   float add = 0;  // added to every element (Gemma stores norms as w - 1)
 };
 
-std::string layer_tensor(uint32_t layer, const char* part);  // "layers.7.attn_qkv"
+std::string layer_tensor(uint32_t layer, const char* part);                    // "layers.7.attn_qkv"
+std::string expert_tensor(uint32_t layer, uint32_t expert, const char* part);  // "layers.7.experts.3.down"
 }  // namespace pith

@@ -239,6 +239,9 @@ Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
 }
 
 void check_supported(const ModelSpec& spec) {
+  if (const std::string unusual = unusual_switches(spec); !unusual.empty())
+    throw_error(ErrorCode::kUnsupported, "cuda: this model needs {}, which the CPU has (--device cpu)",
+                unusual);
   if (spec.head_dim % 8 != 0 || spec.head_dim > kMaxHeadDim)
     throw_error(ErrorCode::kUnsupported, "cuda: head_dim of {}, expected a multiple of 8 up to {}",
                 spec.head_dim, kMaxHeadDim);
@@ -335,9 +338,10 @@ CudaBackend::CudaBackend(std::shared_ptr<const Model> model, const SessionOption
   });
   for (size_t i = 0; i < spec_.ropes.size(); ++i) {
     const RopeSpec& rope = spec_.ropes[i];
+    const std::vector<float> inv_freq = rope.frequencies(options.n_ctx);
     std::vector<float> cos, sin;
     for (uint32_t p = 0; p < options.n_ctx; ++p)
-      for (const float f : rope.inv_freq) {
+      for (const float f : inv_freq) {
         const double angle = double{f} * p;
         cos.push_back(static_cast<float>(std::cos(angle) * double{rope.scale}));
         sin.push_back(static_cast<float>(std::sin(angle) * double{rope.scale}));

@@ -54,7 +54,7 @@ std::shared_ptr<const Model> Model::from_container(Container opened) {
   const Container& container = model->container_;
   const Metadata& metadata = container.metadata();
   model->spec_ = load_spec(metadata, container.path());
-  for (const TensorPlan& plan : plan_dense(model->spec_)) check_tensor(container, plan);
+  for (const TensorPlan& plan : plan_tensors(model->spec_)) check_tensor(container, plan);
   if (metadata.has("tokenizer.kind")) model->tokenizer_ = Tokenizer::open(metadata, model->spec_.vocab_size);
   if (metadata.has("chat.template"))
     model->chat_template_.emplace(metadata.get<std::string>("chat.template"),

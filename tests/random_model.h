@@ -73,7 +73,7 @@ inline std::map<std::string, std::vector<float>> write_random_model(const std::s
   const auto bytes = [](const auto& v) {
     return std::span<const uint8_t>(reinterpret_cast<const uint8_t*>(v.data()), v.size() * sizeof(v[0]));
   };
-  for (const TensorPlan& plan : plan_dense(spec)) {
+  for (const TensorPlan& plan : plan_tensors(spec)) {
     const size_t n = size_t{plan.n_rows} * plan.n_cols;
     std::vector<float>& values = tensors[plan.name];
     const double deviation = plan.role == TensorRole::kEmbedding ? 1 : 1.2 / std::sqrt(plan.n_cols);

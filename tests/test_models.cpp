@@ -87,7 +87,10 @@ ModelSpec odd_spec() {
   spec.attn_scale = 0.3f, spec.embedding_scale = 6, spec.residual_scale = 0.5f, spec.logit_scale = 0.25f;
   spec.attn_softcap = 50, spec.logit_softcap = 30;
   spec.ropes = {{{1.0f, 0.1f}, 1.5f}, {{0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f}, 1}};
+  spec.ropes[1].original_context = 50, spec.ropes[1].long_inv_freq = {0.4f, 0.2f, 0.1f, 0.05f, 0.02f};
   spec.layers = {{7, 1}, {0, -1}};
+  spec.pre_norms = false, spec.attn_sinks = spec.router_bias = true, spec.router_renormalize = false;
+  spec.n_experts = 4, spec.n_active_experts = 2;
   return spec;
 }
 
@@ -167,7 +170,9 @@ TEST_CASE("what pith lacks is refused with its name") {
   const auto refuse = [](const nlohmann::json& json, const char* part) {
     CHECK_THROWS_WITH(read(json), Contains(part));
   };
-  refuse(with(kLlama2, R"({"rope_scaling": {"type": "dynamic", "factor": 2.0}})"), "'dynamic'");
+  refuse(with(kLlama2, R"({"rope_scaling": {"type": "spiral", "factor": 2.0}})"), "'spiral'");
+  refuse(with(kLlama2, R"({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1]}})"),
+         "'long_factor' has 1 entries, expected 64");
   refuse(with(kLlama2, R"({"rope_scaling": {"type": "linear", "factor": 2.0, "foo": 1}})"), "'foo'");
   refuse(with(kLlama2, R"({"hidden_act": "relu"})"), "'relu'");
   refuse(with(kLlama2, R"({"quantization_config": {"bits": 4}})"), "quantization_config");
@@ -223,6 +228,10 @@ TEST_CASE("a spec survives metadata and its bytes") {
   CHECK(back.ropes.at(1).inv_freq == spec.ropes[1].inv_freq);
   CHECK(back.activation == Activation::kGeluTanh);
   CHECK(back.post_norms);
+  CHECK(back.n_active_experts == 2);
+  CHECK_FALSE(back.router_renormalize);
+  CHECK(back.ropes[1].frequencies(50) == spec.ropes[1].inv_freq);
+  CHECK(back.ropes[1].frequencies(51) == spec.ropes[1].long_inv_freq);
 }
 
 TEST_CASE("a spec outside the caps is refused with the field's name") {
@@ -249,5 +258,13 @@ TEST_CASE("a spec outside the caps is refused with the field's name") {
   refuse([](ModelSpec& s) { s.ropes[0].inv_freq.resize(6); }, "inv_freq");
   refuse([](ModelSpec& s) { s.ropes[1].scale = 0; }, "rope.scale");
   refuse([](ModelSpec& s) { s.layers[0].rope_idx = 2; }, "rope");
-  refuse([](ModelSpec& s) { s.activation = static_cast<Activation>(3); }, "activation");
+  refuse([](ModelSpec& s) { s.activation = static_cast<Activation>(4); }, "activation");
+  refuse([](ModelSpec& s) { s.n_active_experts = 5; }, "n_active_experts");
+  refuse([](ModelSpec& s) { s.n_active_experts = 0; }, "n_active_experts");
+  refuse([](ModelSpec& s) { s.n_experts = 1025; }, "n_experts");
+  refuse([](ModelSpec& s) { s.qk_norm_whole = true; }, "qk_norm_whole");
+  refuse([](ModelSpec& s) { s.ropes[1].long_inv_freq.pop_back(); }, "long_inv_freq");
+  refuse([](ModelSpec& s) { s.ropes[1].original_context = 0; }, "model.rope.original_context");
+  refuse([](ModelSpec& s) { s.ropes[0].dynamic_factor = -1, s.ropes[0].original_context = 9; },
+         "dynamic_factor");
 }

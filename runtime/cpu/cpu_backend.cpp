@@ -40,8 +40,16 @@ struct Scratch {
     normed = arena.take<float>(n * spec.dim);
     qkv = arena.take<float>(n * qkv_rows);
     attn = arena.take<float>(n * spec.q_rows());
-    hidden = arena.take<float>(n * spec.ffn_dim);
-    branch = spec.post_norms ? arena.take<float>(n * spec.dim) : nullptr;
+    const uint64_t chosen_per_token = std::max(spec.n_active_experts, 1u);
+    hidden = arena.take<float>(n * chosen_per_token * spec.ffn_dim);
+    branch = spec.post_norms || spec.n_experts != 0 ? arena.take<float>(n * spec.dim) : nullptr;
+    if (spec.n_experts != 0) {
+      router = arena.take<float>(n * spec.n_experts);
+      gathered = arena.take<float>(n * spec.dim);
+      expert_begin = arena.take<uint32_t>(uint64_t{spec.n_experts} + 1);
+      slots = arena.take<Slot>(n * chosen_per_token);
+      slot_of = arena.take<Chosen>(n * chosen_per_token);
+    }
     a = arena.take<int8_t>(lanes * weights.max_padded_cols + 64);
     sums = arena.take<int16_t>(lanes * weights.max_padded_cols / 16);
     scales = arena.take<float>(lanes * ((weights.max_padded_cols + kBlock - 1) / kBlock));
@@ -54,6 +62,7 @@ struct Scratch {
     sums_out =
         arena.take<float>(std::max<uint64_t>(uint64_t{spec.n_heads} * n_segments(n_ctx), 1) * out_stride);
     tile_out = arena.take<float>(t * 2 * kMaxQueries * out_stride);
+    sink_part = spec.attn_sinks ? arena.take<float>(t * out_stride) : nullptr;
     logits = arena.take<float>(uint64_t{std::min(kMaxLogitRows, chunk)} * spec.vocab_size);
     for (const RopeSpec& rope : spec.ropes) {
       cos.push_back(arena.take<float>(uint64_t{n_ctx} * rope.inv_freq.size()));
@@ -67,9 +76,23 @@ struct Scratch {
   float* normed;  // [n, dim]
   float* qkv;     // [n, q + 2 kv rows]
   float* attn;    // [n, q rows]
-  float* hidden;  // [n, ffn_dim]
-  float* branch;  // [n, dim] before a post norm
-  int8_t* a;      // quantized input of the current matrix: Input
+  float* hidden;  // [n, ffn_dim]; with experts [slots, ffn_dim]
+  float* branch;  // [n, dim] before a post norm, and the sum of experts
+  // Experts: what each token chose, and the same sorted by expert.
+  struct Chosen {
+    uint32_t expert;
+    float share;
+  };
+  struct Slot {
+    uint32_t token;
+    float share;
+  };
+  float* router = nullptr;           // [n, n_experts]
+  float* gathered = nullptr;         // [n, dim] the input of one expert
+  uint32_t* expert_begin = nullptr;  // [n_experts + 1] into slots
+  Slot* slots = nullptr;             // [n * n_active_experts]
+  Chosen* slot_of = nullptr;         // [n, n_active_experts], experts ascending
+  int8_t* a;                         // quantized input of the current matrix: Input
   int16_t* sums;
   float* scales;
   float* x_hat;
@@ -79,15 +102,17 @@ struct Scratch {
   float* scores;                 // [threads, kMaxQueries, kSegment]
   float* sums_out;               // [n_heads, segments, out_stride]
   float* tile_out;               // [threads, 2, kMaxQueries, out_stride]
+  float* sink_part;              // [threads, out_stride]
   float* logits;                 // [kMaxLogitRows, vocab]
   std::vector<float*> cos, sin;  // [n_ctx, rotary_dim / 2] for each rope
 };
 
 // cos and sin of position * inv_freq, times the rope's scale; angles in double.
-void fill_rope(const RopeSpec& rope, Range positions, float* cos, float* sin) {
-  size_t at = positions.begin * rope.inv_freq.size();
+void fill_rope(const RopeSpec& rope, uint32_t n_ctx, Range positions, float* cos, float* sin) {
+  const std::vector<float> inv_freq = rope.frequencies(n_ctx);
+  size_t at = positions.begin * inv_freq.size();
   for (uint32_t p = positions.begin; p < positions.end; ++p)
-    for (const float f : rope.inv_freq) {
+    for (const float f : inv_freq) {
       const double angle = double{f} * p;
       cos[at] = static_cast<float>(std::cos(angle) * double{rope.scale});
       sin[at++] = static_cast<float>(std::sin(angle) * double{rope.scale});
@@ -107,8 +132,8 @@ class CpuBackend final : public Backend {
         pool_(options.n_threads) {
     pool_.run([&](uint32_t thread) {
       for (size_t i = 0; i < spec_.ropes.size(); ++i)
-        fill_rope(spec_.ropes[i], share(options.n_ctx, thread, pool_.n_threads()), scratch_.cos[i],
-                  scratch_.sin[i]);
+        fill_rope(spec_.ropes[i], options.n_ctx, share(options.n_ctx, thread, pool_.n_threads()),
+                  scratch_.cos[i], scratch_.sin[i]);
     });
   }
 
@@ -133,7 +158,15 @@ class CpuBackend final : public Backend {
   void multiply(uint32_t thread, const Matrix& m, const Input& in, Store&& store);
   void add_branch(uint32_t thread, const Matrix& m, const Input& in, const float* bias,
                   const float* post_norm);
+  void add_post_normed(uint32_t thread, uint32_t n_tokens, const float* post_norm);
   void finish_token(const LayerWeights& w, uint32_t layer, uint32_t token, uint32_t head);
+  void finish_head(uint32_t thread, uint32_t layer, uint32_t head, float* sums, float* out);
+  template <typename Store>
+  void gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in, Store&& store);
+  void choose_experts(uint32_t token);
+  void sort_by_expert();
+  void experts_in(uint32_t layer);
+  void experts_out(uint32_t layer);
   void attend_one(uint32_t thread, uint32_t layer);
   void attend_tile(uint32_t thread, uint32_t layer, uint32_t kv_head, uint32_t first_token,
                    uint32_t n_tokens);
@@ -228,12 +261,17 @@ void CpuBackend::add_branch(uint32_t thread, const Matrix& m, const Input& in, c
   });
   if (post_norm == nullptr) return;
   pool_.barrier();
-  const Range tokens = share(in.n_tokens, thread, pool_.n_threads());
+  add_post_normed(thread, in.n_tokens, post_norm);
+}
+
+// x += residual_scale * norm(branch); no norm when it is null.
+void CpuBackend::add_post_normed(uint32_t thread, uint32_t n_tokens, const float* post_norm) {
+  const Range tokens = share(n_tokens, thread, pool_.n_threads());
   for (uint32_t t = tokens.begin; t < tokens.end; ++t) {
     float* const branch = scratch_.branch + size_t{t} * spec_.dim;
     float* const x = scratch_.x + size_t{t} * spec_.dim;
-    kernels_.rms_norm(branch, post_norm, spec_.dim, spec_.norm_eps, branch);
-    for (uint32_t i = 0; i < spec_.dim; ++i) x[i] += scale * branch[i];
+    if (post_norm != nullptr) kernels_.rms_norm(branch, post_norm, spec_.dim, spec_.norm_eps, branch);
+    for (uint32_t i = 0; i < spec_.dim; ++i) x[i] += spec_.residual_scale * branch[i];
   }
 }
 
@@ -265,6 +303,18 @@ void CpuBackend::attn_in(uint32_t layer) {
       }
     });
     pool_.barrier();
+    if (spec_.qk_norm_whole) {
+      const Range halves = share(n_ * 2, thread, pool_.n_threads());
+      for (uint32_t i = halves.begin; i < halves.end; ++i) {
+        float* const q = scratch_.qkv + size_t{i / 2} * scratch_.qkv_rows;
+        if (i % 2 == 0)
+          kernels_.rms_norm(q, w.q_norm, spec_.q_rows(), spec_.norm_eps, q);
+        else
+          kernels_.rms_norm(q + spec_.q_rows(), w.k_norm, spec_.kv_rows(), spec_.norm_eps,
+                            q + spec_.q_rows());
+      }
+      pool_.barrier();
+    }
     const uint32_t n_heads = spec_.n_heads + spec_.n_kv_heads;
     const Range items = share(n_ * n_heads, thread, pool_.n_threads());
     for (uint32_t i = items.begin; i < items.end; ++i) finish_token(w, layer, i / n_heads, i % n_heads);
@@ -277,7 +327,7 @@ void CpuBackend::finish_token(const LayerWeights& w, uint32_t layer, uint32_t to
   float* const x = scratch_.qkv + size_t{token} * scratch_.qkv_rows + size_t{head} * dim;
   const bool is_key = head >= spec_.n_heads;
   const float* const norm = is_key ? w.k_norm : w.q_norm;
-  if (norm != nullptr) kernels_.rms_norm(x, norm, dim, spec_.norm_eps, x);
+  if (spec_.qk_norm) kernels_.rms_norm(x, norm, dim, spec_.norm_eps, x);
   const int32_t rope = spec_.layers[layer].rope_idx;
   if (rope >= 0) {
     const size_t half = spec_.ropes[static_cast<size_t>(rope)].inv_freq.size();
@@ -286,6 +336,19 @@ void CpuBackend::finish_token(const LayerWeights& w, uint32_t layer, uint32_t to
                   scratch_.sin[static_cast<size_t>(rope)] + position * half);
   }
   if (is_key) kernels_.append(cache_.head(layer, head - spec_.n_heads), position, x, x + spec_.kv_rows());
+}
+
+// A head's sums over all segments to its output. A sink is one more position, without a value.
+void CpuBackend::finish_head(uint32_t thread, uint32_t layer, uint32_t head, float* sums, float* out) {
+  const uint32_t padded = static_cast<uint32_t>(scratch_.out_stride) - 2;
+  if (const float* const sinks = weights_.layers[layer].sinks; sinks != nullptr) {
+    float* const part = scratch_.sink_part + thread * scratch_.out_stride;
+    std::fill_n(part, padded, 0.0f);
+    part[padded] = sinks[head];
+    part[padded + 1] = 1;
+    kernels_.combine(sums, part, padded);
+  }
+  kernels_.finish(sums, spec_.head_dim, padded, out);
 }
 
 void CpuBackend::attend(uint32_t layer) {
@@ -334,7 +397,7 @@ void CpuBackend::attend_one(uint32_t thread, uint32_t layer) {
   const uint32_t padded = static_cast<uint32_t>(scratch_.out_stride) - 2;
   for (uint32_t head = heads.begin; head < heads.end; ++head) {
     for (uint32_t i = 1; i < segments; ++i) kernels_.combine(out(head, 0), out(head, i), padded);
-    kernels_.finish(out(head, 0), spec_.head_dim, padded, scratch_.attn + size_t{head} * spec_.head_dim);
+    finish_head(thread, layer, head, out(head, 0), scratch_.attn + size_t{head} * spec_.head_dim);
   }
 }
 
@@ -375,10 +438,11 @@ void CpuBackend::attend_tile(uint32_t thread, uint32_t layer, uint32_t kv_head, 
       }
     }
     for (uint32_t t = 0; t < n_tokens; ++t)
-      for (uint32_t h = 0; h < n_heads; ++h)
-        kernels_.finish(sums + (t * n_heads + h) * scratch_.out_stride, spec_.head_dim, padded,
-                        scratch_.attn + size_t{first_token + t} * spec_.q_rows() +
-                            size_t{kv_head * group + done + h} * spec_.head_dim);
+      for (uint32_t h = 0; h < n_heads; ++h) {
+        const uint32_t head = kv_head * group + done + h;
+        finish_head(thread, layer, head, sums + (t * n_heads + h) * scratch_.out_stride,
+                    scratch_.attn + size_t{first_token + t} * spec_.q_rows() + size_t{head} * spec_.head_dim);
+      }
   }
 }
 
@@ -390,25 +454,147 @@ void CpuBackend::attn_out(uint32_t layer) {
   });
 }
 
+// Rows of gate and up through the activation: calls store(token, column, n, values with a stride of n_lanes).
+template <typename Store>
+void CpuBackend::gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in,
+                         Store&& store) {
+  multiply(thread, m, in, [&](uint32_t first, uint32_t, float* y) {
+    const uint32_t lanes = in.n_lanes, col = first / 2, n_cols = std::min(16u, spec_.ffn_dim - col);
+    if (bias != nullptr)
+      for (uint32_t r = 0; r < kPanelRows; ++r)
+        for (uint32_t t = 0; t < in.n_tokens; ++t) y[size_t{r} * lanes + t] += bias[first + r];
+    kernels_.gate(spec_.activation, y, y + 16 * lanes, 16 * lanes, y);  // 16 rows of gate, 16 of up
+    for (uint32_t t = 0; t < in.n_tokens; ++t) store(t, col, n_cols, y + t);
+  });
+}
+
 void CpuBackend::ffn_in(uint32_t layer) {
+  if (spec_.n_experts != 0) return experts_in(layer);
   const LayerWeights& w = weights_.layers[layer];
   pool_.run([&](uint32_t thread) {
     const Input in = prepare(thread, w.gate_up, scratch_.x, spec_.dim, n_, w.ffn_norm);
-    multiply(thread, w.gate_up, in, [&](uint32_t first, uint32_t, float* y) {
-      const uint32_t lanes = in.n_lanes, col = first / 2, n_cols = std::min(16u, spec_.ffn_dim - col);
-      if (w.gate_up_bias != nullptr)
-        for (uint32_t r = 0; r < kPanelRows; ++r)
-          for (uint32_t t = 0; t < n_; ++t) y[size_t{r} * lanes + t] += w.gate_up_bias[first + r];
-      kernels_.gate(spec_.activation, y, y + 16 * lanes, 16 * lanes, y);  // 16 rows of gate, 16 of up
-      for (uint32_t t = 0; t < n_; ++t) {
-        float* const out = scratch_.hidden + size_t{t} * spec_.ffn_dim + col;
-        for (uint32_t r = 0; r < n_cols; ++r) out[r] = y[size_t{r} * lanes + t];
-      }
+    gate_up(thread, w.gate_up, w.gate_up_bias, in, [&](uint32_t t, uint32_t col, uint32_t n, const float* y) {
+      float* const out = scratch_.hidden + size_t{t} * spec_.ffn_dim + col;
+      for (uint32_t r = 0; r < n; ++r) out[r] = y[size_t{r} * in.n_lanes];
     });
   });
 }
 
+// ---- experts ------------------------------------------------------------------------------------------------------
+
+// The n_active_experts largest logits of a token (the lower index where equal), with their shares, experts ascending.
+void CpuBackend::choose_experts(uint32_t token) {
+  float* const logits = scratch_.router + size_t{token} * spec_.n_experts;
+  Scratch::Chosen* const chosen = scratch_.slot_of + size_t{token} * spec_.n_active_experts;
+  const float top = *std::max_element(logits, logits + spec_.n_experts);
+  float all = 0;
+  for (uint32_t e = 0; e < spec_.n_experts; ++e) all += std::exp(logits[e] - top);
+  float sum = 0;
+  for (uint32_t i = 0; i < spec_.n_active_experts; ++i) {
+    const float* const best = std::max_element(logits, logits + spec_.n_experts);
+    chosen[i] = {static_cast<uint32_t>(best - logits), std::exp(*best - top)};
+    sum += chosen[i].share;
+    logits[chosen[i].expert] = -INFINITY;
+  }
+  const float total = spec_.router_renormalize ? sum : all;
+  for (uint32_t i = 0; i < spec_.n_active_experts; ++i) chosen[i].share /= total;
+  std::sort(chosen, chosen + spec_.n_active_experts,
+            [](const auto& a, const auto& b) { return a.expert < b.expert; });
+}
+
+// slot_of to slots: the tokens of each expert, ascending.
+void CpuBackend::sort_by_expert() {
+  const uint32_t n_chosen = n_ * spec_.n_active_experts;
+  uint32_t* const begin = scratch_.expert_begin;
+  std::fill_n(begin, spec_.n_experts + 1, 0u);
+  for (uint32_t i = 0; i < n_chosen; ++i) ++begin[scratch_.slot_of[i].expert + 1];
+  for (uint32_t e = 0; e < spec_.n_experts; ++e) begin[e + 1] += begin[e];
+  for (uint32_t i = 0; i < n_chosen; ++i) {
+    const Scratch::Chosen& chosen = scratch_.slot_of[i];
+    scratch_.slots[begin[chosen.expert]++] = {i / spec_.n_active_experts, chosen.share};
+  }
+  for (uint32_t e = spec_.n_experts; e > 0; --e) begin[e] = begin[e - 1];
+  begin[0] = 0;
+}
+
+// Router, then gate and up of each expert for its tokens. All threads work on one expert after another.
+void CpuBackend::experts_in(uint32_t layer) {
+  const LayerWeights& w = weights_.layers[layer];
+  pool_.run([&](uint32_t thread) {
+    const uint32_t n_threads = pool_.n_threads();
+    const Range tokens = share(n_, thread, n_threads);
+    for (uint32_t t = tokens.begin; t < tokens.end; ++t) {
+      const float* const x = scratch_.x + size_t{t} * spec_.dim;
+      float* const normed = scratch_.normed + size_t{t} * spec_.dim;
+      if (w.ffn_norm != nullptr)
+        kernels_.rms_norm(x, w.ffn_norm, spec_.dim, spec_.norm_eps, normed);
+      else
+        std::copy_n(x, spec_.dim, normed);
+    }
+    const Input in = prepare(thread, w.router, scratch_.normed, spec_.dim, n_, nullptr);
+    if (n_ == 1) pool_.barrier();  // prepare has none for one token
+    multiply(thread, w.router, in, [&](uint32_t first, uint32_t n_rows, const float* y) {
+      for (uint32_t t = 0; t < n_; ++t)
+        for (uint32_t r = 0; r < n_rows; ++r)
+          scratch_.router[size_t{t} * spec_.n_experts + first + r] =
+              y[size_t{r} * in.n_lanes + t] + (w.router_bias != nullptr ? w.router_bias[first + r] : 0.0f);
+    });
+    pool_.barrier();
+    for (uint32_t t = tokens.begin; t < tokens.end; ++t) choose_experts(t);
+    pool_.barrier();
+    if (thread == 0) sort_by_expert();
+    pool_.barrier();
+    for (uint32_t e = 0; e < spec_.n_experts; ++e) {
+      const uint32_t begin = scratch_.expert_begin[e], n = scratch_.expert_begin[e + 1] - begin;
+      if (n == 0) continue;
+      const Range rows = share(n, thread, n_threads);
+      for (uint32_t i = rows.begin; i < rows.end; ++i)
+        std::copy_n(scratch_.normed + size_t{scratch_.slots[begin + i].token} * spec_.dim, spec_.dim,
+                    scratch_.gathered + size_t{i} * spec_.dim);
+      pool_.barrier();
+      const ExpertWeights& expert = w.experts[e];
+      const Input mine = prepare(thread, expert.gate_up, scratch_.gathered, spec_.dim, n, nullptr);
+      gate_up(thread, expert.gate_up, expert.gate_up_bias, mine,
+              [&](uint32_t i, uint32_t col, uint32_t n_cols, const float* y) {
+                float* const out = scratch_.hidden + size_t{begin + i} * spec_.ffn_dim + col;
+                for (uint32_t r = 0; r < n_cols; ++r) out[r] = y[size_t{r} * mine.n_lanes];
+              });
+      pool_.barrier();  // the next expert overwrites gathered and the quantized input
+    }
+  });
+}
+
+// branch = sum over a token's experts, in their order, of share * (down . hidden + bias); then as any branch.
+void CpuBackend::experts_out(uint32_t layer) {
+  const LayerWeights& w = weights_.layers[layer];
+  pool_.run([&](uint32_t thread) {
+    const Range tokens = share(n_, thread, pool_.n_threads());
+    std::fill(scratch_.branch + size_t{tokens.begin} * spec_.dim,
+              scratch_.branch + size_t{tokens.end} * spec_.dim, 0.0f);
+    pool_.barrier();
+    for (uint32_t e = 0; e < spec_.n_experts; ++e) {
+      const uint32_t begin = scratch_.expert_begin[e], n = scratch_.expert_begin[e + 1] - begin;
+      if (n == 0) continue;
+      const ExpertWeights& expert = w.experts[e];
+      const float* const hidden = scratch_.hidden + size_t{begin} * spec_.ffn_dim;
+      const Input in = prepare(thread, expert.down, hidden, spec_.ffn_dim, n, nullptr);
+      multiply(thread, expert.down, in, [&](uint32_t first, uint32_t n_rows, const float* y) {
+        for (uint32_t i = 0; i < n; ++i) {
+          const Scratch::Slot& slot = scratch_.slots[begin + i];
+          float* const out = scratch_.branch + size_t{slot.token} * spec_.dim + first;
+          for (uint32_t r = 0; r < n_rows; ++r)
+            out[r] += slot.share * (y[size_t{r} * in.n_lanes + i] +
+                                    (expert.down_bias != nullptr ? expert.down_bias[first + r] : 0.0f));
+        }
+      });
+      pool_.barrier();
+    }
+    add_post_normed(thread, n_, w.ffn_post_norm);
+  });
+}
+
 void CpuBackend::ffn_out(uint32_t layer) {
+  if (spec_.n_experts != 0) return experts_out(layer);
   const LayerWeights& w = weights_.layers[layer];
   pool_.run([&](uint32_t thread) {
     const Input in = prepare(thread, w.down, scratch_.hidden, spec_.ffn_dim, n_, nullptr);

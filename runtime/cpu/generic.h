@@ -212,6 +212,13 @@ struct Generic {
         const V x = load(g + i);
         store(x / (one + exp(V::set1(0) - x)) * load(up + i), out + i);
       });
+    } else if (activation == Activation::kClampedSwiglu) {
+      const V limit = V::set1(7.0f), alpha = V::set1(1.702f);
+      for_each_vector<V>(n, [&](uint32_t i, auto load, auto store) {
+        const V x = V::min(limit, load(g + i));
+        const V u = V::max(V::set1(-7.0f), V::min(limit, load(up + i)));
+        store(x / (one + exp(V::set1(0) - x * alpha)) * (u + one), out + i);
+      });
     } else {  // gelu, tanh form: x * sigmoid(2 * sqrt(2/pi) * (x + 0.044715 x^3))
       for_each_vector<V>(n, [&](uint32_t i, auto load, auto store) {
         const V x = load(g + i);

@@ -66,25 +66,36 @@ Weights::Weights(const Model& model, Arena& arena) {
   norm = loader.vector("norm");
   embed = add("embed");
   head = spec.tied_embeddings ? embed : add("head");
+  const bool has_qk_norm = spec.qk_norm || spec.qk_norm_whole;
   for (uint32_t i = 0; i < spec.n_layers; ++i) {
     const auto vector = [&](const char* part, bool present) {
       return loader.vector(layer_tensor(i, part), present);
     };
     const auto matrix = [&](const char* part) { return add(layer_tensor(i, part)); };
-    LayerWeights w;
-    w.attn_norm = vector("attn_norm", true);
+    LayerWeights w{};
+    w.attn_norm = vector("attn_norm", spec.pre_norms);
     w.qkv = matrix("attn_qkv");
     w.qkv_bias = vector("attn_qkv_bias", spec.qkv_bias);
-    w.q_norm = vector("q_norm", spec.qk_norm);
-    w.k_norm = vector("k_norm", spec.qk_norm);
+    w.q_norm = vector("q_norm", has_qk_norm);
+    w.k_norm = vector("k_norm", has_qk_norm);
     w.attn_out = matrix("attn_out");
     w.attn_out_bias = vector("attn_out_bias", spec.attn_out_bias);
     w.attn_post_norm = vector("attn_post_norm", spec.post_norms);
-    w.ffn_norm = vector("ffn_norm", true);
-    w.gate_up = matrix("ffn_gate_up");
-    w.gate_up_bias = vector("ffn_gate_up_bias", spec.mlp_bias);
-    w.down = matrix("ffn_down");
-    w.down_bias = vector("ffn_down_bias", spec.mlp_bias);
+    w.ffn_norm = vector("ffn_norm", spec.pre_norms);
+    w.sinks = vector("sinks", spec.attn_sinks);
+    w.router_bias = vector("router_bias", spec.router_bias);
+    if (spec.n_experts == 0) {
+      w.gate_up = matrix("ffn_gate_up");
+      w.down = matrix("ffn_down");
+    } else {
+      w.router = matrix("router");
+    }
+    w.gate_up_bias = vector("ffn_gate_up_bias", spec.mlp_bias && spec.n_experts == 0);
+    w.down_bias = vector("ffn_down_bias", spec.mlp_bias && spec.n_experts == 0);
+    for (uint32_t e = 0; e < spec.n_experts; ++e)
+      w.experts.push_back({loader.vector(expert_tensor(i, e, "gate_up_bias"), spec.mlp_bias),
+                           loader.vector(expert_tensor(i, e, "down_bias"), spec.mlp_bias),
+                           add(expert_tensor(i, e, "gate_up")), add(expert_tensor(i, e, "down"))});
     w.ffn_post_norm = vector("ffn_post_norm", spec.post_norms);
     layers.push_back(std::move(w));
   }

@@ -8,11 +8,19 @@
 
 namespace pith::cpu {
 
+struct ExpertWeights {
+  const float *gate_up_bias, *down_bias;  // nullptr when absent
+  Matrix gate_up, down;
+};
+
 struct LayerWeights {
   const float *attn_norm, *q_norm, *k_norm, *attn_post_norm, *ffn_norm,
       *ffn_post_norm;                                                // nullptr when absent
   const float *qkv_bias, *attn_out_bias, *gate_up_bias, *down_bias;  // nullptr when absent
-  Matrix qkv, attn_out, gate_up, down;
+  Matrix qkv, attn_out, gate_up, down;                               // the last two without experts
+  const float *sinks, *router_bias;                                  // nullptr when absent
+  Matrix router;
+  std::vector<ExpertWeights> experts;
 };
 
 struct Weights {

@@ -1,0 +1,44 @@
+// OLMo 2: norms only after each block, and over all heads of q and of k together. OLMo 3: the same with windows in 3 of 4 layers.
+#include "models/family.h"
+
+namespace pith {
+
+namespace {
+
+CheckpointNames olmo_names() {
+  CheckpointNames names;
+  names.attn_post_norm = "post_attention_layernorm";
+  return names;
+}
+
+ModelSpec read_olmo2(Config& config) {
+  ModelSpec spec = read_dense_config(config, {.norm_eps = 1e-5});
+  spec.family = "olmo2";
+  spec.pre_norms = false;
+  spec.post_norms = spec.qk_norm_whole = true;
+  spec.qkv_bias = spec.attn_out_bias = config.flag_or("attention_bias", false);
+  return spec;
+}
+
+ModelSpec read_olmo3(Config& config) {
+  ModelSpec spec = read_olmo2(config);
+  spec.family = "olmo3";
+  set_windows(config, spec, config.count_or("sliding_window", 4096),
+              [](uint32_t i) { return (i + 1) % 4 != 0; });
+  // RoPE scaling is for the layers that see everything.
+  if (spec.ropes.size() == 1)
+    spec.ropes.push_back(plain_rope(config.number_or("rope_theta", 1e4), spec.head_dim));
+  for (LayerSpec& layer : spec.layers) layer.rope_idx = layer.window != 0 ? 1 : 0;
+  return spec;
+}
+
+}  // namespace
+
+Family olmo2_family() {
+  return {"olmo2", {"Olmo2ForCausalLM"}, read_olmo2, olmo_names()};
+}
+Family olmo3_family() {
+  return {"olmo3", {"Olmo3ForCausalLM"}, read_olmo3, olmo_names()};
+}
+
+}  // namespace pith
