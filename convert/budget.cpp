@@ -40,7 +40,7 @@ double total_bits(const std::vector<LayerBudget>& layers) {
   return weights > 0 ? bits / weights : 0;
 }
 
-double share_bits(std::vector<LayerBudget>& layers, double target) {
+double share_bits(std::vector<LayerBudget>& layers, double target, uint32_t group, bool with_fine) {
   // From the richest mix down: the first whose smallest form fits. A twentieth of the columns at 4 bits is worth more
   // than outliers, and outliers more than group 16.
   struct Mix {
@@ -48,8 +48,13 @@ double share_bits(std::vector<LayerBudget>& layers, double target) {
     bool with_outliers;
     double fraction;
   };
-  const Mix mixes[] = {{16, true, 0.05}, {32, true, 0.05}, {32, false, 0.05}, {32, false, 0}};
-  const Mix* mix = mixes;
+  std::vector<Mix> mixes = {{16, true, 0.05}, {32, true, 0.05}, {32, false, 0.05}, {32, false, 0}};
+  if (group > 0) mixes = {{group, true, 0.05}, {group, true, 0}, {group, false, 0}};
+  if (!with_fine) {
+    set_all(layers, mixes[0].group, true, 0);
+    return total_bits(layers);
+  }
+  const Mix* mix = nullptr;
   for (const Mix& candidate : mixes) {
     mix = &candidate;
     set_all(layers, mix->group, mix->with_outliers, mix->fraction);
@@ -75,6 +80,7 @@ double share_bits(std::vector<LayerBudget>& layers, double target) {
       longer.n_slots += 1;
       for (const q24::Shape& grown : {wider, longer}) {
         if (grown.n_fine + grown.n_slots > layer.n_cols) continue;
+        if (layer.outlier_share == 0 && grown.n_slots > 0) continue;
         layer.shape = grown;
         if (total_bits(layers) <= target) {
           has_grown = true;
@@ -85,6 +91,65 @@ double share_bits(std::vector<LayerBudget>& layers, double target) {
     }
   }
   return total_bits(layers);
+}
+
+double choose_shapes(const std::vector<std::vector<Candidate>>& layers, double target,
+                     std::vector<q24::Shape>& shapes) {
+  struct Choice {
+    std::vector<double> bits;  // of each candidate
+    size_t chosen = 0;
+  };
+  std::vector<Choice> choices(layers.size());
+  double weights = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    for (const Candidate& candidate : layers[i])
+      choices[i].bits.push_back(8.0 * static_cast<double>(size_of(candidate.shape)));
+    weights += static_cast<double>(layers[i][0].shape.n_rows) * layers[i][0].shape.n_cols;
+  }
+  // At `price` every matrix takes what costs least; returns the bits of all.
+  const auto choose_at = [&](double price) {
+    double bits = 0;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      Choice& choice = choices[i];
+      const auto cost = [&](size_t k) { return layers[i][k].loss + price * choice.bits[k]; };
+      choice.chosen = 0;
+      for (size_t k = 1; k < layers[i].size(); ++k)
+        if (cost(k) < cost(choice.chosen)) choice.chosen = k;
+      bits += choice.bits[choice.chosen];
+    }
+    return bits;
+  };
+  const double budget = target * weights;
+  double low = 1e-30, high = 1e10;  // prices: too many bits, few enough
+  for (int i = 0; i < 200; ++i) {
+    const double middle = std::sqrt(low * high);
+    (choose_at(middle) <= budget ? high : low) = middle;
+  }
+  double bits = choose_at(high);
+  // The rest, step by step to where a bit removes most.
+  while (bits <= budget) {
+    size_t best_layer = 0, best_candidate = 0;
+    double best_gain = 0;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const Candidate& now = layers[i][choices[i].chosen];
+      for (size_t k = 0; k < layers[i].size(); ++k) {
+        const double more = choices[i].bits[k] - choices[i].bits[choices[i].chosen];
+        if (more <= 0 || bits + more > budget) continue;
+        const double gain = (now.loss - layers[i][k].loss) / more;
+        if (gain <= best_gain) continue;
+        best_gain = gain;
+        best_layer = i;
+        best_candidate = k;
+      }
+    }
+    if (best_gain <= 0) break;
+    Choice& choice = choices[best_layer];
+    bits += choice.bits[best_candidate] - choice.bits[choice.chosen];
+    choice.chosen = best_candidate;
+  }
+  shapes.clear();
+  for (size_t i = 0; i < layers.size(); ++i) shapes.push_back(layers[i][choices[i].chosen].shape);
+  return bits / weights;
 }
 
 }  // namespace pith

@@ -2,9 +2,12 @@
 //
 // Tensors stream one by one through format/writer.h in the order of the family's plan. Peak memory is two of the largest
 // tensors of the container in float32 plus a constant (64 MiB), whatever the model's size; a 16-bit target needs less
-// than one. Calibration needs more: see calibration.h. The check at the end maps the
-// file (pages that the system can drop). An interrupted run leaves OUTPUT.part and its journal, and the next run with the same source and options goes
-// on after the last whole tensor; the bytes are the same as those of an uninterrupted run, for any number of threads.
+// than one. Calibration needs more: a layer's matrices and statistics and the streams, see calibration.h. The check at
+// the end maps the file (pages that the system can drop).
+//
+// An interrupted run leaves OUTPUT.part and its journal, and so does one that ran out of disk or memory. The next run with
+// the same source and options goes on after the last whole tensor: what is done is not quantized again, calibration only
+// passes its activations through it. The bytes are the same as those of an uninterrupted run, for any number of threads.
 // Throws Error; a failure that resuming cannot help (bad input) leaves nothing behind.
 #pragma once
 #include <cstdint>
@@ -12,17 +15,15 @@
 #include <string>
 #include <vector>
 
-#include "convert/quantizer.h"
+#include "convert/levers.h"
 
 namespace pith {
 
-enum class Preset : uint8_t {
-  kBest,   // every lever
-  kPaper,  // arXiv 2311.16442 as closely as the layout can express it
-};
+// How long a conversion below 16 bits may take. Figures: convert/converter.cpp.
+enum class Effort : uint8_t { kFast, kNormal, kMax };
 
 struct ConvertProgress {
-  const char* stage;     // "convert", "check"
+  const char* stage;     // "measure", "convert", "check"
   std::string tensor;    // being worked on
   uint64_t done, total;  // weights: elements of the container's tensors
 };
@@ -31,11 +32,11 @@ struct ConvertOptions {
   std::string output;
   double bits = 2.85;       // 16, 32, or 2.3 to 4.5: bits per weight of the linear layers, everything counted
   uint32_t embed_bits = 4;  // of embedding and head when bits < 16: 4 or 16
-  Preset preset = Preset::kBest;
-  bool calibrate =
-      true;  // below 16 bits: measure what each layer sees, and quantize for that (not with kPaper)
+  Effort effort = Effort::kNormal;
+  Levers levers;          // Levers::paper() for the published method
+  bool calibrate = true;  // below 16 bits: measure what each layer sees, and quantize for that
   std::vector<std::string> calibration_files;  // text, UTF-8; none: the built-in text
-  uint32_t calibration_tokens = 0;             // at most; 0: 65536
+  uint32_t calibration_tokens = 0;             // at most; 0: by effort and width
   bool force = false;            // unknown config keys and unused tensors are noted, not refused
   bool allow_nonfinite = false;  // NaN and Inf weights pass (16 and 32 bits only)
   bool resume = true;            // false: start over
@@ -49,12 +50,21 @@ struct TensorQuality {
   double relative_error;  // see QuantizeReport
 };
 
+struct StageTime {
+  const char* stage;
+  double seconds;
+};
+
 struct ConvertReport {
   double linear_bits = 0;  // of all linear layers together
   double file_bits = 0;    // file size over the number of weights
   uint64_t file_bytes = 0, n_weights = 0;
-  double ppl_ratio = 0, kl = 0;        // on held-out calibration text, against the original; 0: not measured
-  size_t n_resumed = 0;                // tensors taken over from an interrupted run
+  double ppl_ratio = 0, kl = 0;   // on held-out calibration text, against the original; 0: not measured
+  size_t n_resumed = 0;           // tensors taken over from an interrupted run
+  std::vector<StageTime> stages;  // below 16 bits
+  // What one forward pass over the calibration tokens in float32 takes, head left out; 0: not calibrated
+  double forward_seconds = 0;
+  uint32_t calibration_tokens = 0;
   std::vector<TensorQuality> tensors;  // quantized ones
   std::vector<std::string> notes;      // one line each, for the user
 };

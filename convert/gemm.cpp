@@ -64,32 +64,34 @@ void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w,
   });
 }
 
-void accumulate_products(const float* x, const float* y, uint32_t n, uint32_t k, uint32_t m, double* h,
-                         uint32_t n_threads) {
-  const bool is_symmetric = x == y && k == m;  // then what lies left of the diagonal is copied
-  const uint32_t n_stripes = (k + kRows - 1) / kRows;
+void accumulate_products(const float* x, const float* minus, const float* y, uint32_t n, uint32_t k,
+                         uint32_t m, double* h, uint32_t n_threads) {
+  const bool is_symmetric = x == y && !minus && k == m;  // then what lies left of the diagonal is copied
+  constexpr uint32_t kStripe =
+      8 * kRows;  // rows of a task: a panel of y serves them all from the nearest cache
+  const uint32_t n_stripes = (k + kStripe - 1) / kStripe;
   parallel_for(n_stripes, n_threads, [&](uint32_t stripe) {
-    const uint32_t row = stripe * kRows, n_rows = std::min(kRows, k - row);
-    std::vector<float> left(size_t{kDepth} * kRows), right(size_t{kDepth} * kCols);
+    const uint32_t row = stripe * kStripe, n_rows = std::min(kStripe, k - row);
+    std::vector<float> left(size_t{kDepth} * kStripe), right(size_t{kDepth} * kCols);
     float c[kRows * kCols];
     for (uint32_t begin = 0; begin < n; begin += kDepth) {
       const uint32_t depth = std::min(kDepth, n - begin);
-      for (uint32_t t = 0; t < depth; ++t)
-        for (uint32_t i = 0; i < kRows; ++i)
-          left[t * kRows + i] = i < n_rows ? x[size_t{begin + t} * k + row + i] : 0;
+      for (uint32_t t = 0; t < depth; ++t) {
+        const size_t at = size_t{begin + t} * k + row;
+        for (uint32_t i = 0; i < n_rows; ++i)  // [kStripe / kRows][kDepth][kRows]
+          left[(i / kRows * kDepth + t) * kRows + i % kRows] = minus ? x[at + i] - minus[at + i] : x[at + i];
+      }
       for (uint32_t col = 0; col < m; col += kCols) {
         const uint32_t n_cols = std::min(kCols, m - col);
         if (is_symmetric && col + n_cols <= row) continue;
-        if (n_cols == kCols) {
-          tile(left.data(), kRows, y + size_t{begin} * m + col, m, depth, c);
-        } else {
-          std::fill(right.begin(), right.end(), 0.0f);
-          for (uint32_t t = 0; t < depth; ++t)
-            std::memcpy(&right[t * kCols], y + size_t{begin + t} * m + col, n_cols * sizeof(float));
-          tile(left.data(), kRows, right.data(), kCols, depth, c);
+        for (uint32_t t = 0; t < depth; ++t)
+          std::memcpy(&right[t * kCols], y + size_t{begin + t} * m + col, n_cols * sizeof(float));
+        for (uint32_t part = 0; part * kRows < n_rows; ++part) {
+          tile(left.data() + size_t{part} * kDepth * kRows, kRows, right.data(), kCols, depth, c);
+          double* const to = h + size_t{row + part * kRows} * m + col;
+          for (uint32_t i = 0; i < std::min(kRows, n_rows - part * kRows); ++i)
+            for (uint32_t j = 0; j < n_cols; ++j) to[size_t{i} * m + j] += double{c[i * kCols + j]};
         }
-        for (uint32_t i = 0; i < n_rows; ++i)
-          for (uint32_t j = 0; j < n_cols; ++j) h[size_t{row + i} * m + col + j] += double{c[i * kCols + j]};
       }
     }
   });

@@ -9,8 +9,8 @@ namespace pith {
 void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w, uint32_t m, float* y,
                          uint32_t n_threads);
 
-// h [k, m] += x' y over n rows (x: [n, k], y: [n, m]).
-void accumulate_products(const float* x, const float* y, uint32_t n, uint32_t k, uint32_t m, double* h,
-                         uint32_t n_threads);
+// h [k, m] += (x - minus)' y over n rows (x, minus: [n, k], y: [n, m]); minus: null for none.
+void accumulate_products(const float* x, const float* minus, const float* y, uint32_t n, uint32_t k,
+                         uint32_t m, double* h, uint32_t n_threads);
 
 }  // namespace pith

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <memory>
 
 #include "convert/factor.h"
 #include "convert/gemm.h"
@@ -109,7 +111,7 @@ void set_metric(RowsProblem& problem, const std::vector<double>& h, const std::v
 }  // namespace
 
 void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, const Hessian& hessian,
-              const std::vector<double>& cross, const std::vector<double>& residual_cross, double damping,
+              const std::vector<float>& gap, const std::vector<float>& residual_gap, double damping,
               uint32_t n_threads) {
   const size_t n = n_cols;
   double mean = 0;
@@ -118,20 +120,19 @@ void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, con
   for (size_t c = 0; c < n; ++c) v[c * n + c] += damping * mean;
   if (!factor_upper(v, n_cols, n_threads))
     throw_error(ErrorCode::kInvalidArgument, "Hessian is not positive definite, even after damping");
-  // Rows of (W (E[x x^'] - E[x^ x^']) + E[g x^']) H^-1, a stripe at a time.
+  // Rows of (W E[(x - x^) x^'] + E[g x^']) H^-1, a stripe at a time.
   constexpr uint32_t kStripe = 256;
-  std::vector<float> gap(n * n);  // transposed, for multiply_transposed
+  std::vector<float> gap_transposed(n * n);
   for (size_t i = 0; i < n; ++i)
-    for (size_t j = 0; j < n; ++j)
-      gap[j * n + i] = static_cast<float>(cross[i * n + j] - double{hessian.values[i * n + j]});
+    for (size_t j = 0; j < n; ++j) gap_transposed[j * n + i] = gap[i * n + j];
   std::vector<float> product(kStripe * n);
   std::vector<double> change(kStripe * n);
   for (uint32_t row = 0; row < n_rows; row += kStripe) {
     const uint32_t n_here = std::min(kStripe, n_rows - row);
     float* const w = weights.data() + row * n;
-    multiply_transposed(w, n_here, n_cols, gap.data(), n_cols, product.data(), n_threads);
+    multiply_transposed(w, n_here, n_cols, gap_transposed.data(), n_cols, product.data(), n_threads);
     for (size_t i = 0; i < n_here * n; ++i)
-      change[i] = double{product[i]} + (residual_cross.empty() ? 0 : residual_cross[row * n + i]);
+      change[i] = double{product[i]} + (residual_gap.empty() ? 0 : double{residual_gap[row * n + i]});
     solve_rows(v, n_cols, change.data(), n_here, n_threads);
     for (size_t i = 0; i < n_here * n; ++i) w[i] += static_cast<float>(change[i]);
   }
@@ -180,6 +181,8 @@ QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_
   problem.search_scales = o.search_scales;
   problem.integer_zero = o.integer_zero;
   problem.compensate = o.compensate && hessian;
+  problem.outliers_in_fine = o.outliers == OutlierPlace::kEverywhere;
+  problem.outliers_by_size = o.outlier_choice == OutlierChoice::kSize;
   problem.descent_rounds = problem.compensate ? o.descent_rounds : 0;
   set_metric(problem, h, columns, scale, n_threads);
   h = {};
@@ -230,6 +233,20 @@ QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_
   result.report.bits_per_weight =
       8.0 * static_cast<double>(layout.size_bytes) / (double{1} * n_rows * n_cols);
   return result;
+}
+
+std::vector<float> dequantize(const q24::Unpacked& tensor, uint32_t n_threads) {
+  const q24::Shape& shape = tensor.shape;
+  const uint64_t size_bytes = q24::make_layout(shape).size_bytes;
+  const std::unique_ptr<uint8_t, void (*)(void*)> data(
+      static_cast<uint8_t*>(std::aligned_alloc(q24::kLineBytes, size_bytes)), std::free);
+  if (!data) throw_error(ErrorCode::kOutOfMemory, "{} bytes for a tensor", size_bytes);
+  q24::pack(tensor, {data.get(), size_bytes});
+  const q24::View view = q24::make_view(shape, data.get());
+  std::vector<float> weights(size_t{shape.n_rows} * shape.n_cols);
+  parallel_for(shape.n_rows, n_threads,
+               [&](uint32_t r) { q24::dequantize_row(view, r, weights.data() + size_t{r} * shape.n_cols); });
+  return weights;
 }
 
 }  // namespace pith

@@ -23,7 +23,17 @@ enum class Sensitivity : uint8_t {
   kCompensated,  // row variance over [H^-1]_jj: what remains after the other columns compensate
 };
 
-enum class OutlierPlace : uint8_t { kNone, kTwoBitOnly };
+enum class OutlierPlace : uint8_t {
+  kNone,
+  kTwoBitOnly,
+  kEverywhere,  // control: also in 4-bit groups
+};
+
+// Which weights become outliers: at most one per group, the best n_slots of a row.
+enum class OutlierChoice : uint8_t {
+  kErrorRemoved,  // those whose removal lets the rest of their group be quantized best
+  kSize,          // control, the usual one: the largest, weighted by the Hessian's diagonal
+};
 
 struct QuantizeOptions {
   uint32_t group = 16;   // columns: 16 or 32
@@ -31,6 +41,7 @@ struct QuantizeOptions {
   uint32_t n_slots = 0;  // outliers per row
   Sensitivity sensitivity = Sensitivity::kCompensated;
   OutlierPlace outliers = OutlierPlace::kTwoBitOnly;
+  OutlierChoice outlier_choice = OutlierChoice::kErrorRemoved;
   bool sort_columns = true;   // off: columns stay in their groups, whole groups move
   bool search_scales = true;  // off: min-max, as in the paper
   bool integer_zero = false;  // on: the minimum is an integer multiple of the scale (the paper's zero point)
@@ -59,16 +70,20 @@ struct QuantizeResult {
 };
 
 // What the weights should be when the input is not what it was: x^ comes from layers that are quantized already, x came
-// from the original ones. (W E[x x^'] + E[g x^']) E[x^ x^']^-1 maps x^ to W x + g with the least square error, where g is
-// what the residual stream, to which the output is added, lacks. In place.
-// cross: E[x x^'], [n_cols, n_cols]. residual_cross: E[g x^'], [n_rows, n_cols], or empty. damping: as in QuantizeOptions.
+// from the original ones. W + (W E[(x - x^) x^'] + E[g x^']) E[x^ x^']^-1 maps x^ to W x + g with the least square error,
+// where g is what the residual stream, to which the output is added, lacks. In place.
+// gap: E[(x - x^) x^'], [n_cols, n_cols]. residual_gap: E[g x^'], [n_rows, n_cols], or empty. damping: as in
+// QuantizeOptions.
 void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, const Hessian& hessian,
-              const std::vector<double>& cross, const std::vector<double>& residual_cross, double damping,
+              const std::vector<float>& gap, const std::vector<float>& residual_gap, double damping,
               uint32_t n_threads);
 
 // weights: [n_rows, n_cols] row-major, finite. hessian: may be null. Deterministic, whatever n_threads (> 0).
 // Throws Error(kInvalidArgument) when the Hessian is not positive definite even after damping.
 QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols,
                         const Hessian* hessian, const QuantizeOptions& options, uint32_t n_threads);
+
+// The float weights that a tensor stands for, in input order: [n_rows, n_cols].
+std::vector<float> dequantize(const q24::Unpacked& tensor, uint32_t n_threads);
 
 }  // namespace pith

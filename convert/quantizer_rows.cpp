@@ -2,239 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 
+#include "convert/quantizer_group.h"
 #include "format/float16.h"
-
-// The hot functions are compiled for each instruction set, and the loader picks. Lanes are independent and products are
-// never fused (-ffp-contract=off), so all of them give the same bits. Lanes cross a call by reference only.
-#define PITH_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#define PITH_INLINE inline __attribute__((always_inline))
 
 namespace pith {
 
 namespace {
-
-constexpr size_t kLaneBytes = 4 * kLanes;
-typedef float Lanes __attribute__((vector_size(kLaneBytes), aligned(kLaneBytes)));
-typedef int32_t Mask __attribute__((vector_size(kLaneBytes), aligned(kLaneBytes)));  // -1 or 0
-
-// Zeroed and aligned. Not std::vector: a template argument loses the type's alignment.
-class LaneArray {
- public:
-  explicit LaneArray(size_t n)
-      : data_(static_cast<char*>(std::aligned_alloc(kLaneBytes, (n + 1) * kLaneBytes))) {
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_.get(), 0, n * kLaneBytes);
-  }
-  Lanes* data() const { return reinterpret_cast<Lanes*>(data_.get()); }
-  Mask* masks() const { return reinterpret_cast<Mask*>(data_.get()); }
-  Lanes& operator[](size_t i) const { return data()[i]; }
-
- private:
-  struct Free {
-    void operator()(char* data) const { std::free(data); }
-  };
-  std::unique_ptr<char, Free> data_;
-};
-
-constexpr uint32_t kMaxGroup = 32;
-constexpr float kMaxNibble = 15;
-
-PITH_INLINE Lanes splat(float x) {
-  return x - Lanes{};
-}
-PITH_INLINE Lanes max(Lanes a, Lanes b) {
-  return a > b ? a : b;
-}
-PITH_INLINE Lanes min(Lanes a, Lanes b) {
-  return a < b ? a : b;
-}
-PITH_INLINE Lanes clamp(Lanes x, float high) {
-  return min(max(x, Lanes{}), splat(high));
-}
-// Nearest integer of a number >= 0.
-PITH_INLINE Lanes round_positive(Lanes x) {
-  return __builtin_convertvector(__builtin_convertvector(x + splat(0.5f), Mask), Lanes);
-}
-PITH_INLINE Lanes inverse_or_zero(Lanes x) {
-  return x > Lanes{} ? splat(1) / x : Lanes{};
-}
-
-// A group as the search sees it.
-struct GroupProblem {
-  uint32_t n;
-  const Lanes* w;  // [n]
-  const Lanes* a;  // [n], what earlier columns ask for
-  const float* v;  // [n, stride] upper factor; null: diagonal
-  size_t stride;
-  const float* v_diag;     // [n]
-  const float* v_inverse;  // [n]
-  const Mask* exact;       // [n] outliers: these lanes take their target as it is; null: none
-  float step, max_code;    // of q: 1 and 3, or 1/4 and 15
-};
-
-struct GroupChoice {
-  Lanes s, m, cost;
-  Lanes codes[kMaxGroup];
-  Lanes e[kMaxGroup];
-  Lanes t[kMaxGroup];  // targets
-};
-
-// Codes for scale S and minimum M in every lane, columns from left to right, each error handed on within the group.
-PITH_INLINE void quantize_group(const GroupProblem& g, Lanes scale, Lanes minimum, GroupChoice& out) {
-  Lanes a[kMaxGroup];
-  for (uint32_t j = 0; j < g.n; ++j) a[j] = g.a[j];
-  const Lanes step = scale * splat(g.step), inverse = inverse_or_zero(step);
-  Lanes cost{};
-  for (uint32_t j = 0; j < g.n; ++j) {
-    const Lanes t = g.w[j] + a[j] * splat(g.v_inverse[j]);
-    const Lanes code = round_positive(clamp((t + minimum) * inverse, g.max_code));
-    Lanes value = step * code - minimum;
-    if (g.exact) value = g.exact[j] ? t : value;
-    const Lanes miss = (t - value) * splat(g.v_diag[j]);
-    cost += miss * miss;
-    out.codes[j] = code;
-    out.t[j] = t;
-    out.e[j] = g.w[j] - value;
-    if (g.v)
-      for (uint32_t k = j + 1; k < g.n; ++k) a[k] += out.e[j] * splat(g.v[j * g.stride + k]);
-  }
-  out.cost = cost;
-}
-
-// Targets without the hand-on inside the group: enough to find scales by.
-PITH_INLINE void plain_targets(const GroupProblem& g, Lanes* t) {
-  for (uint32_t j = 0; j < g.n; ++j) t[j] = g.w[j] + g.a[j] * splat(g.v_inverse[j]);
-}
-
-struct Range {
-  Lanes low, high;
-};
-PITH_INLINE Range range_of(const GroupProblem& g, const Lanes* t) {
-  Range range{splat(1e30f), splat(-1e30f)};
-  for (uint32_t j = 0; j < g.n; ++j) {
-    if (g.v_diag[j] == 0) continue;
-    Lanes low = t[j], high = t[j];
-    if (g.exact) {
-      low = g.exact[j] ? splat(1e30f) : low;
-      high = g.exact[j] ? splat(-1e30f) : high;
-    }
-    range.low = min(range.low, low);
-    range.high = max(range.high, high);
-  }
-  const Mask empty = range.high < range.low;
-  range.low = empty ? Lanes{} : range.low;
-  range.high = empty ? Lanes{} : range.high;
-  return range;
-}
-
-// The continuous scale and minimum of a group, as min-max gives them or searched for the least weighted square error.
-PITH_CLONES void free_scale(const GroupProblem& g, bool search, bool integer_zero, Lanes& best_scale,
-                            Lanes& best_min) {
-  Lanes t[kMaxGroup];
-  plain_targets(g, t);
-  const Range range = range_of(g, t);
-  const float top = g.max_code * g.step;
-  const Lanes low = min(range.low, Lanes{}), span = max(range.high, low) - low;
-  best_scale = span * splat(1 / top);
-  best_min = -low;
-  if (integer_zero) best_min = best_scale * round_positive(-low * inverse_or_zero(best_scale));
-  if (!search) return;
-
-  Lanes best_cost = splat(1e30f);
-  for (int i = 0; i < 14; ++i) {
-    const Lanes scale = span * splat((0.45f + 0.05f * static_cast<float>(i)) / top);
-    const Lanes step = scale * splat(g.step), inverse = inverse_or_zero(step);
-    Lanes minimum = (scale * splat(top) - (range.high + range.low)) * splat(0.5f);  // centred
-    minimum = max(minimum, Lanes{});
-    for (int round = 0; round < 3; ++round) {
-      Lanes cost{}, sum{}, weight{};
-      for (uint32_t j = 0; j < g.n; ++j) {
-        Lanes importance = splat(g.v_diag[j] * g.v_diag[j]);
-        if (g.exact) importance = g.exact[j] ? Lanes{} : importance;
-        const Lanes code = round_positive(clamp((t[j] + minimum) * inverse, g.max_code));
-        const Lanes gap = step * code - t[j];  // the best minimum for these codes is its mean
-        const Lanes miss = gap - minimum;
-        cost += importance * miss * miss;
-        sum += importance * gap;
-        weight += importance;
-      }
-      const Mask better = cost < best_cost;
-      best_cost = better ? cost : best_cost;
-      best_scale = better ? scale : best_scale;
-      best_min = better ? minimum : best_min;
-      minimum = max(sum * inverse_or_zero(weight), Lanes{});
-      if (integer_zero) minimum = scale * round_positive(minimum * inverse_or_zero(scale));
-    }
-  }
-}
-
-PITH_INLINE void take(GroupChoice& best, const GroupChoice& next, uint32_t n, Mask better) {
-  best.s = better ? next.s : best.s;
-  best.m = better ? next.m : best.m;
-  best.cost = better ? next.cost : best.cost;
-  for (uint32_t j = 0; j < n; ++j) {
-    best.codes[j] = better ? next.codes[j] : best.codes[j];
-    best.e[j] = better ? next.e[j] : best.e[j];
-    best.t[j] = better ? next.t[j] : best.t[j];
-  }
-}
-
-// The best codes over nibbles near (s, m): all pairs within `radius`.
-PITH_CLONES void search_nibbles(const GroupProblem& g, const Lanes& d, const Lanes& dmin, const Lanes& s,
-                                const Lanes& m, int radius, GroupChoice& best) {
-  best.cost = splat(1e30f);
-  best.s = s;
-  best.m = m;
-  GroupChoice next;
-  for (int ds = -radius; ds <= radius; ++ds)
-    for (int dm = -radius; dm <= radius; ++dm) {
-      next.s = clamp(s + splat(static_cast<float>(ds)), kMaxNibble);
-      next.m = clamp(m + splat(static_cast<float>(dm)), kMaxNibble);
-      quantize_group(g, d * next.s, dmin * next.m, next);
-      take(best, next, g.n, next.cost < best.cost);
-    }
-}
-
-// acc[k] += sum over j of e[j] * v[j, k] for k in [begin, end); e: [n_j].
-PITH_CLONES void accumulate(Lanes* acc, uint32_t begin, uint32_t end, const Lanes* e, uint32_t n_j,
-                            const float* v, size_t stride) {
-  uint32_t k = begin;
-  for (; k + 8 <= end; k += 8) {
-    Lanes sum[8];
-    for (uint32_t i = 0; i < 8; ++i) sum[i] = acc[k + i];
-    for (uint32_t j = 0; j < n_j; ++j) {
-      const float* row = v + j * stride + k;
-      for (uint32_t i = 0; i < 8; ++i) sum[i] += e[j] * splat(row[i]);
-    }
-    for (uint32_t i = 0; i < 8; ++i) acc[k + i] = sum[i];
-  }
-  for (; k < end; ++k)
-    for (uint32_t j = 0; j < n_j; ++j) acc[k] += e[j] * splat(v[j * stride + k]);
-}
-
-// For descent (see the header): b = (e H_:g - e_g H_gg) V_g'^-1, and what the group costs as it is.
-PITH_CLONES void group_terms(const Lanes* gradient, const Lanes* e, uint32_t n, const float* h, size_t stride,
-                             const float* v, const float* v_inverse, Lanes* b, Lanes& cost) {
-  for (uint32_t j = 0; j < n; ++j) {
-    b[j] = gradient[j];
-    for (uint32_t i = 0; i < n; ++i) b[j] -= e[i] * splat(h[i * stride + j]);
-  }
-  for (uint32_t j = n; j-- > 0;) {
-    for (uint32_t k = j + 1; k < n; ++k) b[j] -= b[k] * splat(v[j * n + k]);
-    b[j] *= splat(v_inverse[j]);
-  }
-  cost = Lanes{};
-  for (uint32_t j = 0; j < n; ++j) {
-    Lanes sum = b[j];
-    for (uint32_t i = 0; i <= j; ++i) sum += e[i] * splat(v[i * n + j]);
-    cost += sum * sum;
-  }
-}
 
 // The state of 16 rows.
 class Rows {
@@ -250,9 +24,10 @@ class Rows {
         a_(p.n),
         s_(n_groups_),
         m_(n_groups_),
+        n_with_outliers_(p.outliers_in_fine ? n_groups_ : n_coarse_),
         exact_(p.n),
-        gain_(n_coarse_),
-        gain_col_(n_coarse_) {}
+        gain_(n_with_outliers_),
+        gain_col_(n_with_outliers_) {}
 
   void choose_second_order();
   void sweep();          // LDLQ from left to right
@@ -272,9 +47,10 @@ class Rows {
   const Lanes* w_;
   uint32_t n_groups_, n_coarse_;
   LaneArray e_, codes_, delta_, a_, s_, m_;
+  uint32_t n_with_outliers_;  // the first groups, which may have outliers
   LaneArray exact_;
-  LaneArray gain_;      // [n_coarse] error that the group's best outlier removes
-  LaneArray gain_col_;  // [n_coarse] its column
+  LaneArray gain_;      // [n_with_outliers] error that the group's best outlier removes
+  LaneArray gain_col_;  // [n_with_outliers] its column
   Lanes d_, dmin_;
   bool has_outliers_ = false;
 };
@@ -289,7 +65,7 @@ GroupProblem Rows::group_problem(uint32_t g, const Lanes* a) const {
           0,
           p_.v_diag.data() + c,
           p_.v_inverse.data() + c,
-          has_outliers_ && !is_fine ? exact_.masks() + c : nullptr,
+          has_outliers_ && g < n_with_outliers_ ? exact_.masks() + c : nullptr,
           is_fine ? 0.25f : 1.0f,
           is_fine ? 15.0f : 3.0f};
 }
@@ -312,8 +88,10 @@ void Rows::times_metric(const Lanes* x, Lanes* out) const {
                p_.n);
 }
 
+// Rounds to fp16, to its largest number where that is exceeded.
 Lanes to_f16_and_back(Lanes x) {
-  for (uint32_t i = 0; i < kLanes; ++i) x[i] = f16_to_float(float_to_f16(x[i]));
+  constexpr float kMax = 65504;
+  for (uint32_t i = 0; i < kLanes; ++i) x[i] = f16_to_float(float_to_f16(std::clamp(x[i], -kMax, kMax)));
   return x;
 }
 
@@ -371,7 +149,7 @@ void Rows::sweep() {
     };
     GroupChoice best;
     solve(best);
-    if (with_gains && g < n_coarse_) {
+    if (with_gains && g < n_with_outliers_) {
       // What would it save to take the group's lowest or highest target out?
       Mask exact[kMaxGroup];
       Range range = range_of(problem, best.t);
@@ -384,9 +162,17 @@ void Rows::sweep() {
           found |= exact[j];
           col = exact[j] ? Mask{} + static_cast<int32_t>(c + j) : col;
         }
-        GroupChoice without;
-        solve(without);
-        const Lanes gain = best.cost - without.cost;
+        Lanes gain{};
+        if (p_.outliers_by_size) {
+          for (uint32_t j = 0; j < p_.group; ++j) {
+            const Lanes size = w_[c + j] * splat(p_.v_diag[c + j]);
+            gain = exact[j] ? size * size : gain;
+          }
+        } else {
+          GroupChoice without;
+          solve(without);
+          gain = best.cost - without.cost;
+        }
         const Mask better = gain > gain_[g];
         gain_[g] = better ? gain : gain_[g];
         gain_col_.masks()[g] = better ? col : gain_col_.masks()[g];
@@ -398,7 +184,7 @@ void Rows::sweep() {
       codes_[c + j] = best.codes[j];
       e_[c + j] = best.e[j];
       delta_[c + j] = Lanes{};
-      if (has_outliers_ && g < n_coarse_) {
+      if (has_outliers_ && g < n_with_outliers_) {
         const Lanes exact_delta = w_[c + j] - best.e[j] - value_at(c + j);
         delta_[c + j] = exact_.masks()[c + j] ? exact_delta : Lanes{};
       }
@@ -416,7 +202,7 @@ void Rows::sweep() {
 void Rows::pick_outliers() {
   for (uint32_t lane = 0; lane < kLanes; ++lane) {
     std::vector<uint32_t> order;
-    for (uint32_t g = 0; g < n_coarse_; ++g)
+    for (uint32_t g = 0; g < n_with_outliers_; ++g)
       if (gain_[g][lane] > 0) order.push_back(g);
     const uint32_t n = std::min<uint32_t>(p_.n_slots, static_cast<uint32_t>(order.size()));
     std::partial_sort(order.begin(), order.begin() + n, order.end(), [&](uint32_t a, uint32_t b) {
@@ -462,7 +248,7 @@ void Rows::descend() {
         change[j] = e - e_[c + j];
         e_[c + j] = e;
       }
-      if (has_outliers_ && g < n_coarse_)
+      if (has_outliers_ && g < n_with_outliers_)
         for (uint32_t j = 0; j < n; ++j) {
           delta_[c + j] = Lanes{};
           const Lanes exact_delta = w_[c + j] - e_[c + j] - value_at(c + j);

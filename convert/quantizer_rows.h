@@ -30,6 +30,7 @@ struct RowsProblem {
   std::vector<float> v_inverse;  // [n], 1 / v_diag, 0 in pads
   std::vector<float> group_v;    // [n / group, group, group] factors of H's diagonal blocks; empty: diagonal
   bool search_scales, integer_zero, compensate;
+  bool outliers_in_fine, outliers_by_size;  // see OutlierPlace, OutlierChoice
   uint32_t descent_rounds;
 };
 

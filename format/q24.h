@@ -66,7 +66,7 @@ struct Shape {
   uint32_t n_cols = 0;
   uint32_t group = 16;   // columns per group: 16 or 32
   uint32_t n_fine = 0;   // 4-bit columns, a multiple of group, <= padded_cols
-  uint32_t n_slots = 0;  // outlier slots per row, <= padded_cols - n_fine
+  uint32_t n_slots = 0;  // outlier slots per row, <= padded_cols - n_fine (they belong in 2-bit columns)
 };
 
 // Byte offsets of the planes from the tensor's start, and derived counts.
@@ -113,7 +113,7 @@ Unpacked unpack(const View& view);
 // y[r] = sum_i out[i] * x[i].  out: [n_cols].
 void dequantize_row(const View& view, uint32_t r, float* out);
 
-// Checks what the directory cannot say: perm is a permutation, outlier columns lie in 2-bit columns,
+// Checks what the directory cannot say: perm is a permutation, outlier columns exist,
 // d/dmin/col_scale/deltas are finite, pads are zero. Throws Error(kFormat) with the first violation.
 // check_perm() alone is what opening a file does (it touches only the perm plane).
 void check_perm(const View& view, const char* tensor_name);

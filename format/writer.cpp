@@ -221,6 +221,17 @@ void Writer::add(const std::string& name, const q24::Unpacked& tensor) {
                name);
 }
 
+void Writer::read(std::string_view name, std::span<uint8_t> out) const {
+  const auto found = impl_->index.find(name);
+  if (found == impl_->index.end())
+    throw_error(ErrorCode::kInternal, "tensor '{}' is not there to be read", name);
+  const TensorRecord& record = impl_->records[found->second];
+  if (out.size() != record.size)
+    throw_error(ErrorCode::kInternal, "tensor '{}': {} bytes wanted of {}", name, out.size(), record.size);
+  if (impl_->part.read_at(record.offset, out.data(), out.size()) != out.size())
+    throw_error(ErrorCode::kIo, "{}: tensor '{}' cannot be read back", impl_->part_path, name);
+}
+
 void Writer::note(const std::string& name, const std::string& text) {
   Impl& w = *impl_;
   if (has(name)) {

@@ -37,6 +37,8 @@ class Writer {
   void add(const std::string& name, TensorKind kind, uint32_t n_rows, uint32_t n_cols,
            std::span<const uint8_t> data);
   void add(const std::string& name, const q24::Unpacked& tensor);
+  // The bytes of a tensor that is there: out has its size in the file (padding included).
+  void read(std::string_view name, std::span<uint8_t> out) const;
   // A small blob kept in the journal with a tensor (the converter keeps quality figures there), so that a
   // resumed run knows it again. Noted before the tensor is added, the two are journaled as one: whoever finds
   // the tensor after an interruption finds the note. Noted after, an interruption between the two leaves the

@@ -89,7 +89,7 @@ inline q24::Unpacked random_unpacked(const q24::Shape& shape, uint32_t seed) {
       u.m.push_back(real ? static_cast<uint8_t>(below(16)) : uint8_t{0});
     }
     for (uint32_t i = 0; i < shape.n_slots; ++i) {
-      u.outlier_col.push_back(static_cast<uint16_t>(below(std::min(shape.n_cols, first_fine))));
+      u.outlier_col.push_back(static_cast<uint16_t>(below(shape.n_cols)));
       u.outlier_delta.push_back(half());
     }
   }

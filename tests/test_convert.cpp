@@ -1,4 +1,5 @@
 // From a checkpoint folder to a file: what comes out, what is refused, what an interruption leaves.
+#include <malloc.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -165,9 +166,9 @@ TEST_CASE("f32 weights become fp16, or bf16 where fp16 cannot hold them, and f16
 TEST_CASE("a quantized conversion stores bits and error of every tensor") {
   TinyCheckpoint checkpoint(256, 512, 2);
   checkpoint.write();
-  for (const Preset preset : {Preset::kBest, Preset::kPaper}) {
+  for (const bool is_paper : {false, true}) {
     ConvertOptions options = options_for(checkpoint, 3.2);
-    options.preset = preset;
+    if (is_paper) options.levers = Levers::paper();
     const ConvertReport report = convert(checkpoint.model_dir(), options);
     const Container container = Container::open(checkpoint.output());
     double bits = 0, weights = 0;
@@ -190,18 +191,17 @@ TEST_CASE("a quantized conversion stores bits and error of every tensor") {
     for (const TensorQuality& tensor : report.tensors) {
       INFO(tensor.name);
       CHECK(tensor.relative_error > 0);
-      CHECK(tensor.relative_error < (preset == Preset::kPaper ? 0.2 : 0.08));
+      CHECK(tensor.relative_error < (is_paper ? 0.2 : 0.08));
     }
     CHECK(decode(container, "layers.0.ffn_down").size() == 256 * 512);
     const std::shared_ptr<const Model> model = Model::open(checkpoint.output());
     CHECK(metadata.has("golden.top_logits"));
     CHECK_NOTHROW(check_golden(model));
-    if (preset == Preset::kPaper) continue;  // which measures nothing
     CHECK(metadata.get<double>("quality.ppl_ratio") == report.ppl_ratio);
     CHECK(report.ppl_ratio > 0.9);
     CHECK(report.ppl_ratio < 1.5);
     CHECK(report.kl > 0);
-    CHECK(report.kl < 0.5);
+    CHECK(report.kl < (is_paper ? 2 : 0.5));
   }
 }
 
@@ -327,10 +327,10 @@ TEST_CASE("calibration lowers the error that counts and needs a text that serves
   for (size_t i = 0; i < plain.tensors.size(); ++i) {
     const std::string& name = plain.tensors[i].name;
     INFO(name);
-    if (name.starts_with("layers."))
-      CHECK(calibrated.tensors[i].relative_error < plain.tensors[i].relative_error);
-    else
+    if (name == "embed")  // seen by no other input than itself
       CHECK(calibrated.tensors[i].relative_error == plain.tensors[i].relative_error);
+    else
+      CHECK(calibrated.tensors[i].relative_error < plain.tensors[i].relative_error);
   }
   std::filesystem::remove(checkpoint.output());
   options.calibrate = true;
@@ -376,7 +376,7 @@ TEST_CASE("an output that cannot be written is an error, and nothing is left") {
   CHECK(checkpoint.leftovers().empty());
 }
 
-TEST_CASE("a disk that fills up is an error, and nothing is left") {
+TEST_CASE("a disk that fills up is an error, and the same command goes on from what is done") {
   TinyCheckpoint checkpoint;
   checkpoint.write();
   const int code = in_child([&] {
@@ -386,13 +386,51 @@ TEST_CASE("a disk that fills up is an error, and nothing is left") {
     try {
       convert(checkpoint.model_dir(), options_for(checkpoint, 16));
     } catch (const Error& error) {
+      if (!std::string(error.what()).ends_with("what is done is kept, the same command goes on from there"))
+        return 6;
       return error.code() == ErrorCode::kIo ? 7 : 8;
     }
     return 9;
   });
   CHECK(code == 7);
-  CHECK(checkpoint.leftovers().empty());
+  CHECK(!std::filesystem::exists(checkpoint.output()));
+  CHECK(convert(checkpoint.model_dir(), options_for(checkpoint, 16)).n_resumed > 0);
+  const std::string resumed = read_text_file(checkpoint.output());
+  std::filesystem::remove(checkpoint.output());
+  convert(checkpoint.model_dir(), options_for(checkpoint, 16));
+  CHECK(read_text_file(checkpoint.output()) == resumed);
+  CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
 }
+
+#ifndef __SANITIZE_ADDRESS__  // which needs more address space than any limit leaves
+TEST_CASE("memory that runs out is an error, and the same command goes on from what is done") {
+  TinyCheckpoint checkpoint(256, 4096, 2);
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 3.2);
+  options.n_threads = 1;
+  options.calibrate = false;
+  const int code = in_child([&] {
+    options.progress = [](const ConvertProgress& at) {
+      if (at.tensor != "layers.1.ffn_gate_up") return;
+      const rlimit limit{1 << 20, 1 << 20};  // less than what is in use: no more from now on
+      setrlimit(RLIMIT_AS, &limit);
+      mallopt(M_MMAP_THRESHOLD, 4096);
+    };
+    try {
+      convert(checkpoint.model_dir(), options);
+    } catch (const Error& error) {
+      const std::string message =
+          error.what();  // "cannot map: Cannot allocate memory" where the heap had room left
+      return message.find("memory") != message.npos && message.ends_with("goes on from there") ? 7 : 8;
+    }
+    return 9;
+  });
+  CHECK(code == 7);
+  options.progress = nullptr;
+  CHECK(convert(checkpoint.model_dir(), options).n_resumed > 5);
+  CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
+}
+#endif
 
 TEST_CASE("a conversion killed at any tensor resumes to the same bytes") {
   TinyCheckpoint checkpoint(64, 96, 2);
@@ -485,7 +523,8 @@ TEST_CASE("peak memory is at most two of the largest tensors in float32 plus 64 
       std::ofstream("/proc/self/clear_refs") << 5;  // resets the peak
       const uint64_t before = resident("VmRSS");
       ConvertOptions options = options_for(checkpoint, bits);
-      options.preset = Preset::kPaper;  // the fastest: memory is the same
+      options.levers = Levers::paper();
+      options.calibrate = false;  // which needs more
       // The check at the end maps the file: pages that the system may drop again are no memory in use.
       uint64_t peak = 0;
       options.progress = [&](const ConvertProgress& progress) {

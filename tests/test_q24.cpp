@@ -280,7 +280,7 @@ TEST_CASE("check names the first violation in a tensor's content") {
   CHECK_THAT(after(l.fine + 2 * 128 + w * 4, 1), Contains("fine 2: expected zero codes"));
   CHECK_THAT(after(l.scales + 64, 1), Contains("scales of panel 0: expected zero"));
   CHECK_THAT(after(l.scales + l.scales_stride + 2 * w, 1), Contains("scales of row 33: expected zero"));
-  CHECK_THAT(after16(l.outliers, 32), Contains("outliers of row 0: expected a 2-bit column"));
+  CHECK_THAT(after16(l.outliers, 50), Contains("outliers of row 0: expected a column"));
   CHECK_THAT(after16(l.outliers + 2, inf), Contains("outliers of row 0: expected a finite delta"));
   CHECK_THAT(after16(l.outliers + 128 + ghost, 1), Contains("outliers of row 33: expected zero"));
   CHECK_THAT(after16(l.outliers + 128 + ghost + 2, 1), Contains("outliers of row 33: expected zero"));
@@ -295,5 +295,5 @@ TEST_CASE("check notices lines, groups and outliers beyond the last column") {
   outlier.put16(l.outliers, 16);  // inside the padded columns
   CHECK_THAT(code.fault(), Contains("base 1: expected zero codes"));
   CHECK_THAT(scale.fault(), Contains("scales of row 0: expected zero"));
-  CHECK_THAT(outlier.fault(), Contains("outliers of row 0: expected a 2-bit column"));
+  CHECK_THAT(outlier.fault(), Contains("outliers of row 0: expected a column"));
 }

@@ -224,8 +224,8 @@ TEST_CASE("the products of calibration equal the naive sums for sizes around a t
         std::vector<float> y(size_t{n} * m);
         multiply_transposed(x.data(), n, k, w.data(), m, y.data(), 2);
         std::vector<double> products(size_t{k} * m, 1), gram(size_t{k} * k, 1);
-        accumulate_products(x.data(), z.data(), n, k, m, products.data(), 2);
-        accumulate_products(x.data(), x.data(), n, k, k, gram.data(), 2);
+        accumulate_products(x.data(), nullptr, z.data(), n, k, m, products.data(), 2);
+        accumulate_products(x.data(), nullptr, x.data(), n, k, k, gram.data(), 2);
         double worst = 0;
         for (uint32_t i = 0; i < n; ++i)
           for (uint32_t j = 0; j < m; ++j) {
@@ -258,12 +258,14 @@ TEST_CASE("retargeted weights give the wanted output from inputs that have drift
   for (uint32_t t = 0; t < kTokens; ++t)  // what the residual stream lacks: something the input tells of
     for (uint32_t r = 0; r < kRows; ++r)
       gap[t * kRows + r] = 0.2f * gap[t * kRows + r] + 0.5f * drifted[t * kCols + r];
-  Hessian h{kCols, std::vector<float>(kCols * kCols)};
-  std::vector<double> products(kCols * kCols), cross(kCols * kCols), residual_cross(kRows * kCols);
-  accumulate_products(drifted.data(), drifted.data(), kTokens, kCols, kCols, products.data(), 1);
-  accumulate_products(x.data(), drifted.data(), kTokens, kCols, kCols, cross.data(), 1);
-  accumulate_products(gap.data(), drifted.data(), kTokens, kRows, kCols, residual_cross.data(), 1);
-  std::copy(products.begin(), products.end(), h.values.begin());
+  const auto products = [&](const std::vector<float>& a, const float* minus, uint32_t n) {
+    std::vector<double> sums(n * kCols);
+    accumulate_products(a.data(), minus, drifted.data(), kTokens, n, kCols, sums.data(), 1);
+    return std::vector<float>(sums.begin(), sums.end());
+  };
+  const Hessian h{kCols, products(drifted, nullptr, kCols)};
+  const std::vector<float> lost = products(x, drifted.data(), kCols),
+                           residual_gap = products(gap, nullptr, kRows);
   const auto miss = [&](const std::vector<float>& weights, double with_gap = 1) {
     std::vector<float> wanted(kTokens * kRows), found(kTokens * kRows);
     multiply_transposed(x.data(), kTokens, kCols, w.data(), kRows, wanted.data(), 1);
@@ -274,8 +276,8 @@ TEST_CASE("retargeted weights give the wanted output from inputs that have drift
     return sum;
   };
   std::vector<float> without_gap = w, with_gap = w;
-  retarget(without_gap, kRows, kCols, h, cross, {}, 1e-6, 1);
-  retarget(with_gap, kRows, kCols, h, cross, residual_cross, 1e-6, 1);
+  retarget(without_gap, kRows, kCols, h, lost, {}, 1e-6, 1);
+  retarget(with_gap, kRows, kCols, h, lost, residual_gap, 1e-6, 1);
   CHECK(miss(without_gap, 0) < 0.95 * miss(w, 0));
   CHECK(miss(with_gap) < 0.95 * miss(without_gap));
   // At the least square error no single weight can do better.

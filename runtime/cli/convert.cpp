@@ -10,7 +10,7 @@ namespace pith::cli {
 namespace {
 
 struct ConvertCommand {
-  std::string dir, bits = "2.85", preset = "best";
+  std::string dir, bits = "2.85", preset = "best", effort = "normal", ablate;
   ConvertOptions options;
   bool restart = false, tensors = false;
 };
@@ -25,13 +25,41 @@ void stop_on_interrupt() {
   sigaction(SIGINT, &act, nullptr);
 }
 
+template <typename T>
+T find_word(const char* option, const std::string& word,
+            const std::vector<std::pair<const char*, T>>& words) {
+  std::string expected;
+  for (const auto& [name, value] : words) {
+    if (word == name) return value;
+    expected += fmt::format("{}{}", expected.empty() ? "" : ", ", name);
+  }
+  throw_error(ErrorCode::kInvalidArgument, "{} {}: expected one of {}", option, word, expected);
+}
+
+// "time: measure 1.2 s, ... ; 7.4 times a float32 forward pass over the 65536 calibration tokens (10.1 s)"
+std::string show_stages(const ConvertReport& report) {
+  std::string text = "time:";
+  double sum = 0;
+  for (const StageTime& stage : report.stages) {
+    text += fmt::format("{} {} {:.1f} s", sum > 0 ? "," : "", stage.stage, stage.seconds);
+    sum += stage.seconds;
+  }
+  if (report.forward_seconds > 0)
+    text +=
+        fmt::format("; in all {:.1f} times a float32 forward pass over the {} calibration tokens ({:.1f} s)",
+                    sum / report.forward_seconds, report.calibration_tokens, report.forward_seconds);
+  return text + "\n";
+}
+
 int run(const ConvertCommand& command) {
   ConvertOptions options = command.options;
   options.bits = parse_bits(command.bits);
   options.resume = !command.restart;
-  if (command.preset != "best" && command.preset != "paper")
-    throw_error(ErrorCode::kInvalidArgument, "--preset {}: expected best or paper", command.preset);
-  options.preset = command.preset == "paper" ? Preset::kPaper : Preset::kBest;
+  options.effort =
+      find_word<Effort>("--effort", command.effort,
+                        {{"fast", Effort::kFast}, {"normal", Effort::kNormal}, {"max", Effort::kMax}});
+  options.levers = find_word<Levers>("--preset", command.preset, {{"best", {}}, {"paper", Levers::paper()}});
+  apply_levers(command.ablate, options.levers);
   Progress progress("weights");
   options.progress = [&](const ConvertProgress& at) {
     if (interrupted) throw_error(ErrorCode::kInterrupted, "interrupted; the same command goes on from here");
@@ -51,6 +79,7 @@ int run(const ConvertCommand& command) {
   out += fmt::format(
       "{}: {}, {} weights, {:.3f} bits per weight of the linear layers, {:.3f} of the whole file\n",
       options.output, human_bytes(report.file_bytes), report.n_weights, report.linear_bits, report.file_bits);
+  if (!report.stages.empty()) out += show_stages(report);
   if (report.ppl_ratio > 0)
     out += fmt::format("held-out text: perplexity {:.4f} times the original's, KL divergence {:.4f}\n",
                        report.ppl_ratio, report.kl);
@@ -70,6 +99,11 @@ void add_convert(CLI::App& root, Action& action) {
       ->type_name("B");
   app->add_option("--preset", command->preset, "best, or paper: the published method as it stands")
       ->type_name("NAME");
+  app->add_option("--effort", command->effort, "How long to search: fast, normal, max (normal)")
+      ->type_name("NAME");
+  app->add_option("--ablate", command->ablate,
+                  "Expert: switch levers of the quantizer, LEVER=VALUE,... (convert/levers.h lists them)")
+      ->type_name("LEVERS");
   app->add_option("--embed-bits", command->options.embed_bits,
                   "Embedding and head below 16 bits: 4 or 16 (4)")
       ->type_name("B")
@@ -79,7 +113,8 @@ void add_convert(CLI::App& root, Action& action) {
       ->type_name("FILE")
       ->expected(1, -1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app->add_option("--calib-tokens", command->options.calibration_tokens, "At most N tokens of them (65536)")
+  app->add_option("--calib-tokens", command->options.calibration_tokens,
+                  "At most N tokens of them (default: by effort and width)")
       ->type_name("N");
   app->add_flag("!--no-calib", command->options.calibrate, "Quantize without calibration");
   app->add_option("-t,--threads", command->options.n_threads, "Threads (default: all cores)")->type_name("N");

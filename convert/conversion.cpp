@@ -1,0 +1,392 @@
+#include "convert/conversion.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+
+#include "convert/budget.h"
+#include "convert/calibration_text.h"
+#include "convert/json_file.h"
+#include "format/checksum.h"
+#include "format/error.h"
+
+namespace pith {
+
+namespace {
+
+constexpr uint32_t kCalibrationWindow = 256;
+constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
+constexpr uint32_t kMinOutlierCols = 1024;
+constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
+// No weight of a model that runs is near it; d and col_scale, fp16 both, could not hold much more.
+constexpr float kMaxWeight = 1e9f;
+// The head's metric: what it sees, and this share of the plain one, for a tied embedding and for what the sample missed.
+constexpr double kHeadIdentity = 1;
+
+struct EffortFigures {
+  uint32_t calibration_tokens, descent_rounds;
+  bool is_measured;  // sensitivity
+};
+EffortFigures figures_of(Effort effort) {
+  switch (effort) {
+    case Effort::kFast:
+      return {16384, 1, false};
+    case Effort::kNormal:
+      return {65536, 4, true};
+    case Effort::kMax:
+      break;
+  }
+  return {262144, 12, true};
+}
+
+// What a layer's 4-bit columns are worth beside another's, where that is not measured: found on a small chat model (dim 256,
+// 8 layers) at 2.85 bits, KL divergence: even shares 0.0341, attn_out doubled 0.0318, qkv or down x1.5 against gate_up 0.0322.
+// There an outlier slot costs an eighth of a bit and buys less than 4-bit columns do: layers of 1024 columns and more get them.
+LayerBudget budget_for(const TensorPlan& plan, const Levers& levers) {
+  LayerBudget budget{plan.n_rows, plan.n_cols, 1, kOutlierShare, {}};
+  if (levers.outliers == Outliers::kNone ||
+      (levers.outliers == Outliers::kAuto && plan.n_cols < kMinOutlierCols))
+    budget.outlier_share = 0;
+  if (levers.budget == Budget::kEven) return budget;
+  constexpr std::pair<const char*, double> kWeights[] = {
+      {".attn_qkv", 1.25}, {".attn_out", 1.75}, {".ffn_gate_up", 0.75}, {".ffn_down", 1.25}};
+  for (const auto& [part, weight] : kWeights)
+    if (plan.name.ends_with(part)) budget.fine_weight = weight;
+  return budget;
+}
+
+void refuse_huge(const std::string& name, const std::vector<float>& weights, uint32_t n_cols) {
+  for (size_t i = 0; i < weights.size(); ++i)
+    if (!(std::abs(weights[i]) <= kMaxWeight))
+      throw_error(ErrorCode::kUnsupported,
+                  "tensor '{}': element [{}, {}] is {}, expected at most {} below 16 bits", name, i / n_cols,
+                  i % n_cols, weights[i], kMaxWeight);
+}
+
+}  // namespace
+
+Conversion::Conversion(const Source& source, const ConvertOptions& options, Writer& writer,
+                       ConvertReport& report)
+    : source_(source),
+      options_(options),
+      writer_(writer),
+      report_(report),
+      n_threads_(options.n_threads > 0 ? options.n_threads
+                                       : std::max(1u, std::thread::hardware_concurrency())) {
+  for (const TensorPlan& tensor : source.plan) n_weights_ += uint64_t{tensor.n_rows} * tensor.n_cols;
+}
+
+Conversion::Timed::~Timed() {
+  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  for (StageTime& stage : report_.stages)
+    if (std::strcmp(stage.stage, stage_) == 0) {
+      stage.seconds += seconds;
+      return;
+    }
+  report_.stages.push_back({stage_, seconds});
+}
+
+bool Conversion::is_quantized(const TensorPlan& plan) const {
+  if (options_.bits >= 16) return false;
+  const bool is_embedding = plan.role == TensorRole::kEmbedding || plan.role == TensorRole::kHead;
+  return plan.role == TensorRole::kLinear || (is_embedding && options_.embed_bits == 4);
+}
+
+std::vector<const TensorPlan*> Conversion::linear_layers() const {
+  std::vector<const TensorPlan*> layers;
+  for (const TensorPlan& plan : source_.plan)
+    if (plan.role == TensorRole::kLinear && is_quantized(plan)) layers.push_back(&plan);
+  return layers;
+}
+
+std::vector<float> Conversion::read(const TensorPlan& plan) const {
+  std::vector<float> values(size_t{plan.n_rows} * plan.n_cols);
+  Assembly(source_.checkpoint, plan, options_.allow_nonfinite).read_rows(0, plan.n_rows, values.data());
+  return values;
+}
+
+LayerVectors Conversion::layer_vectors(uint32_t layer) const {
+  LayerVectors vectors;
+  const std::pair<const char*, std::vector<float>*> parts[] = {{"attn_norm", &vectors.attn_norm},
+                                                               {"attn_qkv_bias", &vectors.qkv_bias},
+                                                               {"q_norm", &vectors.q_norm},
+                                                               {"k_norm", &vectors.k_norm},
+                                                               {"attn_out_bias", &vectors.attn_out_bias},
+                                                               {"attn_post_norm", &vectors.attn_post_norm},
+                                                               {"ffn_norm", &vectors.ffn_norm},
+                                                               {"ffn_gate_up_bias", &vectors.gate_up_bias},
+                                                               {"ffn_down_bias", &vectors.down_bias},
+                                                               {"ffn_post_norm", &vectors.ffn_post_norm}};
+  for (const TensorPlan& plan : source_.plan)
+    for (const auto& [part, out] : parts)
+      if (plan.name == layer_tensor(layer, part)) *out = read(plan);
+  return vectors;
+}
+
+// Nothing at 16 bits, on demand, or for a family that the forward pass of calibration does not know.
+void Conversion::start_calibration(const Metadata& metadata) {
+  if (options_.bits >= 16 || !options_.calibrate) return;
+  if (const std::string problem = why_not_calibrated(source_.spec, source_.plan); !problem.empty()) {
+    report_.notes.push_back("not calibrated: " + problem);
+    return;
+  }
+  std::vector<std::string> texts;
+  for (const std::string& path : options_.calibration_files)
+    texts.push_back(read_text_file(path, kMaxCalibrationBytes));
+  if (texts.empty()) texts.emplace_back(builtin_calibration_text());
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(metadata, source_.spec.vocab_size);
+  const uint32_t n_tokens =
+      options_.calibration_tokens > 0
+          ? options_.calibration_tokens
+          : affordable_tokens(source_.spec, figures_of(options_.effort).calibration_tokens);
+  tokens_ =
+      calibration_tokens(texts, *tokenizer, std::min(kCalibrationWindow, source_.spec.max_context), n_tokens);
+  report_.calibration_tokens = static_cast<uint32_t>(tokens_.ids.size());
+}
+
+// The whole checkpoint once in float32, with rounded variants of every matrix beside it: sensitivity.h.
+void Conversion::measure() {
+  const Timed timed(report_, "measure");
+  SensitivityOptions wanted;
+  options_.levers.apply_to(wanted.quantize);
+  wanted.groups = options_.levers.group > 0 ? std::vector<uint32_t>{options_.levers.group}
+                                            : std::vector<uint32_t>{16, 32};
+  wanted.outlier_shares = options_.levers.outliers == Outliers::kNone ? std::vector<double>{0}
+                          : options_.levers.outliers == Outliers::kAuto
+                              ? std::vector<double>{0, kOutlierShare}
+                              : std::vector<double>{kOutlierShare};
+  SensitivityRun sensitivity(source_.spec, tokens_, std::move(wanted), n_threads_);
+  std::vector<float> norm, head;
+  std::array<std::vector<float>, std::size(kParts)> weights;
+  uint64_t n_done = 0;
+  const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
+  for (const TensorPlan& plan : source_.plan) {
+    progress("measure", plan.name, n_done);
+    n_done += uint64_t{plan.n_rows} * plan.n_cols;
+    uint32_t layer = 0;
+    Part part = Part::kQkv;
+    if (plan.name == "norm") norm = read(plan);
+    if (plan.role == TensorRole::kEmbedding) {
+      Assembly assembly(source_.checkpoint, plan, false);
+      sensitivity.embed([&](uint32_t id, float* row) { assembly.read_rows(id, 1, row); });
+    }
+    if (!find_layer_part(plan.name, layer, part)) continue;
+    weights[static_cast<size_t>(part)] = read(plan);
+    if (part == Part::kDown) sensitivity.run_layer(layer, layer_vectors(layer), weights);
+  }
+  weights = {};
+  for (const TensorPlan& plan : source_.plan)
+    if (plan.name == head_name) head = read(plan);
+  head_hessian_ = sensitivity.head_hessian(norm);
+  curves_ = sensitivity.finish(norm, head);
+}
+
+void Conversion::check_reached(double bits) {
+  if (bits <= options_.bits) return;
+  // Narrow layers cannot get there: what every row and panel costs weighs more than the codes.
+  const std::vector<const TensorPlan*> layers = linear_layers();
+  const bool is_narrow =
+      std::all_of(layers.begin(), layers.end(), [](const TensorPlan* l) { return l->n_cols < kNarrowCols; });
+  const std::string problem =
+      fmt::format("{:.3f} bits per weight is the lowest figure that this model's layers can reach", bits);
+  if (!is_narrow) throw_error(ErrorCode::kInvalidArgument, "--bits {}: {}", options_.bits, problem);
+  report_.notes.push_back(problem);
+}
+
+void Conversion::plan_budget() {
+  const std::vector<const TensorPlan*> plans = linear_layers();
+  if (plans.empty()) return;
+  if (!curves_.empty()) {
+    std::vector<std::vector<Candidate>> candidates;
+    for (const LossCurve& curve : curves_) candidates.push_back(curve.candidates(options_.levers.fine));
+    std::vector<q24::Shape> shapes;
+    check_reached(choose_shapes(candidates, options_.bits, shapes));
+    for (size_t i = 0; i < plans.size(); ++i) shapes_[plans[i]->name] = shapes[i];
+    return;
+  }
+  std::vector<LayerBudget> layers;
+  for (const TensorPlan* plan : plans) layers.push_back(budget_for(*plan, options_.levers));
+  check_reached(share_bits(layers, options_.bits, options_.levers.group, options_.levers.fine));
+  for (size_t i = 0; i < plans.size(); ++i) shapes_[plans[i]->name] = layers[i].shape;
+}
+
+// The first tensor's note carries the shapes of all, so that an interrupted run need not measure again.
+std::string Conversion::note_for(const TensorPlan& plan, uint64_t source_hash, double error) const {
+  std::string note = fmt::format("{:016x} {}", source_hash, error);
+  if (&plan == &source_.plan.front())
+    for (const TensorPlan* layer : linear_layers()) {
+      const q24::Shape shape = shape_of(*layer);
+      note += fmt::format(" {} {} {}", shape.group, shape.n_fine, shape.n_slots);
+    }
+  return note;
+}
+
+bool Conversion::take_noted_budget() {
+  const std::string note = writer_.noted(source_.plan.front().name);
+  const char* at = note.c_str();
+  char* end = nullptr;
+  at = std::strchr(at, ' ');
+  if (!at) return false;
+  std::strtod(at, &end);
+  for (const TensorPlan* layer : linear_layers()) {
+    uint32_t figures[3];
+    for (uint32_t& figure : figures) {
+      at = end;
+      figure = static_cast<uint32_t>(std::strtoul(at, &end, 10));
+      if (end == at) return false;
+    }
+    shapes_[layer->name] = {layer->n_rows, layer->n_cols, figures[0], figures[1], figures[2]};
+  }
+  return true;
+}
+
+q24::Shape Conversion::shape_of(const TensorPlan& plan) const {
+  if (const auto shape = shapes_.find(plan.name); shape != shapes_.end()) return shape->second;
+  // Embedding and head: 4 bits throughout.
+  return {plan.n_rows, plan.n_cols, 16, (plan.n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign,
+          0};
+}
+
+QuantizeOptions Conversion::quantize_options(const TensorPlan& plan) const {
+  QuantizeOptions options;
+  options.descent_rounds = figures_of(options_.effort).descent_rounds;
+  options_.levers.apply_to(options);
+  const q24::Shape shape = shape_of(plan);
+  options.group = shape.group;
+  options.n_fine = shape.n_fine;
+  options.n_slots = shape.n_slots;
+  return options;
+}
+
+QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, const std::vector<float>& weights) {
+  const QuantizeOptions options = quantize_options(plan);
+  uint32_t layer = 0;
+  Part part = Part::kQkv;
+  if (calibration_ && find_layer_part(plan.name, layer, part)) {
+    InputStatistics statistics;
+    {
+      const Timed timed(report_, "statistics");
+      statistics = calibration_->input_statistics(part);
+    }
+    const Timed timed(report_, "quantize");
+    const Hessian hessian{plan.n_cols, std::move(statistics.h)};
+    if (!options_.levers.correct)
+      return quantize(weights, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
+    std::vector<float> target = weights;
+    retarget(target, plan.n_rows, plan.n_cols, hessian, statistics.gap, statistics.residual_gap,
+             options.damping, n_threads_);
+    statistics = {};
+    return quantize(target, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
+  }
+  const Timed timed(report_, "quantize");
+  const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
+  if (!head_hessian_ || plan.name != head_name || !options_.levers.compensate)
+    return quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
+  Hessian hessian = *head_hessian_;
+  double mean = 0;
+  for (size_t c = 0; c < plan.n_cols; ++c) mean += double{hessian.values[c * plan.n_cols + c]} / plan.n_cols;
+  for (size_t c = 0; c < plan.n_cols; ++c)
+    hessian.values[c * plan.n_cols + c] += static_cast<float>(kHeadIdentity * mean);
+  return quantize(weights, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
+}
+
+std::vector<float> Conversion::read_back(const TensorPlan& plan) const {
+  const q24::Layout layout = q24::make_layout(shape_of(plan));
+  const std::unique_ptr<uint8_t, void (*)(void*)> data(
+      static_cast<uint8_t*>(std::aligned_alloc(q24::kLineBytes, layout.size_bytes)), std::free);
+  if (!data) throw_error(ErrorCode::kOutOfMemory, "{} bytes for a tensor", layout.size_bytes);
+  writer_.read(plan.name, {data.get(), layout.size_bytes});
+  return dequantize(q24::unpack(q24::make_view(layout.shape, data.get())), n_threads_);
+}
+
+// Embedding, head and linear layers below 16 bits. With calibration the activations pass also through a matrix that an
+// earlier run has written: what comes after it must see the same ones.
+void Conversion::add_quantized(const TensorPlan& plan) {
+  const bool is_there = writer_.has(plan.name);
+  uint32_t layer = 0;
+  Part part = Part::kQkv;
+  const bool is_part = calibration_ && find_layer_part(plan.name, layer, part);
+  const bool is_embedding = calibration_ && plan.role == TensorRole::kEmbedding;
+  if (is_there && !is_part && !is_embedding) return;
+  Assembly assembly(source_.checkpoint, plan, false);
+  std::vector<float> weights(size_t{plan.n_rows} * plan.n_cols);
+  {
+    const Timed timed(report_, "read");
+    assembly.read_rows(0, plan.n_rows, weights.data());
+    refuse_huge(plan.name, weights, plan.n_cols);
+  }
+  if (is_part && part == Part::kQkv) {
+    const Timed timed(report_, "forward");
+    calibration_->begin_layer(layer, layer_vectors(layer));
+  }
+  std::vector<float> quantized;
+  if (is_there) {
+    quantized = read_back(plan);
+  } else {
+    const QuantizeResult result = quantize_matrix(plan, weights);
+    const Timed timed(report_, "write");
+    writer_.note(plan.name, note_for(plan, assembly.source_hash(), result.report.relative_error));
+    writer_.add(plan.name, result.tensor);
+    if (is_part || is_embedding) quantized = dequantize(result.tensor, n_threads_);
+  }
+  const Timed timed(report_, "forward");
+  if (is_part) calibration_->apply(part, weights, quantized);
+  if (is_embedding)
+    calibration_->embed([&](uint32_t id, float* original, float* file) {
+      std::copy_n(weights.data() + size_t{id} * plan.n_cols, plan.n_cols, original);
+      std::copy_n(quantized.data() + size_t{id} * plan.n_cols, plan.n_cols, file);
+    });
+}
+
+// The streams start from an embedding that stays at 16 bits.
+void Conversion::embed_plain(const TensorPlan& plan) {
+  Assembly assembly(source_.checkpoint, plan, false);
+  calibration_->embed([&](uint32_t id, float* original, float* file) {
+    assembly.read_rows(id, 1, original);
+    std::copy_n(original, plan.n_cols, file);
+  });
+}
+
+void Conversion::run(Metadata& metadata) {
+  report_.n_resumed = writer_.n_resumed();
+  start_calibration(metadata);
+  const bool is_calibrated = !tokens_.ids.empty();
+  const bool is_measured =
+      is_calibrated && options_.levers.budget == Budget::kMeasured && figures_of(options_.effort).is_measured;
+  // The head's statistics are measured too: an interrupted run that has no head yet measures again.
+  const bool has_head = writer_.has(source_.spec.tied_embeddings ? "embed" : "head");
+  if (!has_head || !take_noted_budget()) {
+    if (is_measured) measure();
+    plan_budget();
+  }
+  if (is_calibrated) calibration_.emplace(source_.spec, std::move(tokens_), n_threads_);
+
+  uint64_t source_hash = 0;
+  for (const TensorPlan& plan : source_.plan) {
+    progress("convert", plan.name, n_done_);
+    if (is_quantized(plan)) {
+      add_quantized(plan);
+    } else {
+      if (!writer_.has(plan.name)) add_plain(plan);
+      if (calibration_ && plan.role == TensorRole::kEmbedding) embed_plain(plan);
+    }
+    const std::string noted = writer_.noted(plan.name);
+    const std::string_view hash = std::string_view(noted).substr(0, noted.find(' '));
+    source_hash = checksum64({reinterpret_cast<const uint8_t*>(hash.data()), hash.size()}, source_hash);
+    n_done_ += uint64_t{plan.n_rows} * plan.n_cols;
+  }
+  progress("convert", "", n_done_);
+  if (calibration_) report_.forward_seconds = calibration_->forward_seconds();
+  metadata.set("provenance.source_hash", fmt::format("{:016x}", source_hash));
+  report_.n_weights = n_weights_;
+  store_quality(metadata);
+  check(metadata);
+}
+
+}  // namespace pith
