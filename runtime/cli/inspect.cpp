@@ -1,11 +1,12 @@
-// pith inspect: what a file holds: the model's shape, bits per weight, quality, metadata, every tensor.
+// pith inspect: what a file holds: the model's shape, bits per weight, quality, metadata, every tensor. The page is in
+// inspect_html.cpp.
 // Opens the container only, so that it works on files whose tokenizer or family this build cannot run.
-#include <map>
+#include "runtime/cli/inspect.h"
+
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "format/container.h"
-#include "models/spec.h"
+#include "format/atomic_file.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/terminal.h"
 
@@ -14,31 +15,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 constexpr size_t kShownElements = 8;  // of an array or bytes of a text, in the table
-
-// Linear layers are the matrices other than embedding and head. All bytes count: padding, indices, scales.
-struct Totals {
-  uint64_t weights = 0, linear_weights = 0, linear_bytes = 0;
-  double linear_bits() const {
-    return linear_weights > 0 ? 8.0 * static_cast<double>(linear_bytes) / static_cast<double>(linear_weights)
-                              : 0;
-  }
-};
-
-Totals count(const Container& container) {
-  Totals totals;
-  for (const Tensor& tensor : container.tensors()) {
-    const uint64_t n = uint64_t{tensor.n_rows} * tensor.n_cols;
-    totals.weights += n;
-    if (tensor.n_rows == 1 || tensor.name == "embed" || tensor.name == "head") continue;
-    totals.linear_weights += n;
-    totals.linear_bytes += tensor.size_bytes;
-  }
-  return totals;
-}
-
-double bits_per_weight(const Tensor& tensor) {
-  return 8.0 * static_cast<double>(tensor.size_bytes) / (static_cast<double>(tensor.n_rows) * tensor.n_cols);
-}
 
 Json value_json(const MetadataValue& value) {
   return std::visit(
@@ -59,33 +35,6 @@ std::string short_list(const std::vector<T>& values) {
   return out + (values.size() > kShownElements ? fmt::format(", ... {} in all]", values.size()) : "]");
 }
 
-std::string short_value(const MetadataValue& value) {
-  return std::visit(
-      [](const auto& v) -> std::string {
-        using T = std::decay_t<decltype(v)>;
-        if constexpr (std::is_same_v<T, Bytes>) {
-          return fmt::format("<{} bytes>", v.size());
-        } else if constexpr (std::is_same_v<T, std::string>) {
-          const std::string text = Json(v).dump(-1, ' ', false, Json::error_handler_t::replace);
-          return text.size() > 100 ? text.substr(0, 90) + fmt::format("...\" {} bytes", v.size()) : text;
-        } else if constexpr (std::is_arithmetic_v<T>) {
-          return fmt::format("{}", v);
-        } else {
-          return short_list(v);
-        }
-      },
-      value);
-}
-
-// What the converter measured: relative squared error of each quantized tensor.
-std::map<std::string, float> tensor_errors(const Metadata& metadata) {
-  const auto names = metadata.get_or<std::vector<std::string>>("quality.tensors", {});
-  const auto errors = metadata.get_or<std::vector<float>>("quality.errors", {});
-  std::map<std::string, float> by_name;
-  for (size_t i = 0; i < std::min(names.size(), errors.size()); ++i) by_name[names[i]] = errors[i];
-  return by_name;
-}
-
 std::string to_json(const Container& container) {
   const Totals totals = count(container);
   Json out;
@@ -94,7 +43,8 @@ std::string to_json(const Container& container) {
   out["fingerprint"] = fmt::format("{:016x}", container.fingerprint());
   out["parameters"] = totals.weights;
   out["linear_bpw"] = totals.linear_bits();
-  out["file_bpw"] = 8.0 * static_cast<double>(container.file_size()) / static_cast<double>(totals.weights);
+  out["file_bpw"] = totals.file_bits(container.file_size());
+  const std::map<std::string, float> errors = tensor_errors(container.metadata());
   out["metadata"] = Json::object();
   for (const auto& [key, value] : container.metadata().entries()) out["metadata"][key] = value_json(value);
   out["tensors"] = Json::array();
@@ -106,6 +56,8 @@ std::string to_json(const Container& container) {
                   {"bytes", tensor.size_bytes},
                   {"bits_per_weight", bits_per_weight(tensor)},
                   {"checksum", fmt::format("{:016x}", tensor.checksum)}};
+    const auto error = errors.find(tensor.name);
+    if (error != errors.end()) entry["relative_error"] = error->second;
     if (tensor.kind == TensorKind::kQ24) {
       entry["group"] = tensor.q24.group;
       entry["fine_columns"] = tensor.q24.n_fine;
@@ -122,7 +74,7 @@ std::string to_lines(const Container& container, bool with_tensors) {
       fmt::format("file            {} ({})\nfingerprint     {:016x}\nparameters      {}\n", container.path(),
                   human_bytes(container.file_size()), container.fingerprint(), totals.weights);
   out += fmt::format("bits per weight {:.3f} linear layers, {:.3f} whole file\n", totals.linear_bits(),
-                     8.0 * static_cast<double>(container.file_size()) / static_cast<double>(totals.weights));
+                     totals.file_bits(container.file_size()));
   const Metadata& metadata = container.metadata();
   if (metadata.has("quality.ppl_ratio"))
     out += fmt::format(
@@ -147,11 +99,67 @@ std::string to_lines(const Container& container, bool with_tensors) {
   return out;
 }
 
+// The page is there as a whole or not at all.
+void write_page(const std::string& path, const std::string& page) {
+  AtomicFile out(path);
+  out.file().write_at(0, page.data(), page.size());
+  out.commit();
+}
+
 }  // namespace
+
+Totals count(const Container& container) {
+  Totals totals;
+  for (const Tensor& tensor : container.tensors()) {
+    const uint64_t n = uint64_t{tensor.n_rows} * tensor.n_cols;
+    totals.weights += n;
+    totals.tensor_bytes += tensor.size_bytes;
+    if (tensor.n_rows == 1 || tensor.name == "embed" || tensor.name == "head") continue;
+    totals.linear_weights += n;
+    totals.linear_bytes += tensor.size_bytes;
+  }
+  return totals;
+}
+
+double bits_per_weight(const Tensor& tensor) {
+  return 8.0 * static_cast<double>(tensor.size_bytes) / (static_cast<double>(tensor.n_rows) * tensor.n_cols);
+}
+
+std::string cut(std::string text, size_t n_bytes) {
+  if (text.size() <= n_bytes) return text;
+  while (n_bytes > 0 && (text[n_bytes] & 0xc0) == 0x80) --n_bytes;
+  return text.substr(0, n_bytes);
+}
+
+std::string short_value(const MetadataValue& value) {
+  return std::visit(
+      [](const auto& v) -> std::string {
+        using T = std::decay_t<decltype(v)>;
+        if constexpr (std::is_same_v<T, Bytes>) {
+          return fmt::format("<{} bytes>", v.size());
+        } else if constexpr (std::is_same_v<T, std::string>) {
+          const std::string text = Json(v).dump(-1, ' ', false, Json::error_handler_t::replace);
+          return text.size() > 100 ? cut(text, 90) + fmt::format("...\" {} bytes", v.size()) : text;
+        } else if constexpr (std::is_arithmetic_v<T>) {
+          return fmt::format("{}", v);
+        } else {
+          return short_list(v);
+        }
+      },
+      value);
+}
+
+std::map<std::string, float> tensor_errors(const Metadata& metadata) {
+  const auto names = metadata.get_or<std::vector<std::string>>("quality.tensors", {});
+  const auto errors = metadata.get_or<std::vector<float>>("quality.errors", {});
+  std::map<std::string, float> by_name;
+  for (size_t i = 0; i < std::min(names.size(), errors.size()); ++i) by_name[names[i]] = errors[i];
+  return by_name;
+}
 
 void add_inspect(CLI::App& root, Action& action) {
   struct Options {
-    std::string file;
+    std::string file, html;
     bool json = false, tensors = true;
   };
   const auto options = std::make_shared<Options>();
@@ -159,10 +167,15 @@ void add_inspect(CLI::App& root, Action& action) {
       root.add_subcommand("inspect", "What a file holds: metadata, tensors, bits per weight");
   app->add_option("FILE", options->file, "A .pith file")->required()->type_name("");
   app->add_flag("--json", options->json, "Print JSON");
+  app->add_option("--html", options->html, "Write a page with charts, and print nothing")->type_name("FILE");
   app->add_flag("!--no-tensors", options->tensors, "Leave the list of tensors out");
   app->callback([options, &action] {
     action = [options] {
       const Container container = Container::open(options->file);
+      if (!options->html.empty()) {
+        write_page(options->html, inspect_html(container));
+        return kOk;
+      }
       write_output(options->json ? to_json(container) : to_lines(container, options->tensors));
       return kOk;
     };

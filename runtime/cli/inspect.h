@@ -1,0 +1,37 @@
+// What the two forms of `pith inspect` share: lines and JSON (inspect.cpp), and the page (inspect_html.cpp).
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "format/container.h"
+
+namespace pith::cli {
+
+// Linear layers are the matrices other than embedding and head. All bytes count: padding, indices, scales.
+struct Totals {
+  uint64_t weights = 0, linear_weights = 0, linear_bytes = 0, tensor_bytes = 0;
+  double linear_bits() const {
+    return linear_weights > 0 ? 8.0 * static_cast<double>(linear_bytes) / static_cast<double>(linear_weights)
+                              : 0;
+  }
+  double file_bits(uint64_t file_bytes) const {
+    return weights > 0 ? 8.0 * static_cast<double>(file_bytes) / static_cast<double>(weights) : 0;
+  }
+};
+Totals count(const Container& container);
+
+double bits_per_weight(const Tensor& tensor);
+
+// What the converter measured: relative squared error of each quantized tensor, tr(E H E') / tr(W H W').
+std::map<std::string, float> tensor_errors(const Metadata& metadata);
+
+// At most n_bytes of a text, whole code points.
+std::string cut(std::string text, size_t n_bytes);
+// A value in a line, long ones cut.
+std::string short_value(const MetadataValue& value);
+
+// One page that needs nothing else: no scripts, nothing loaded, light and dark.
+std::string inspect_html(const Container& container);
+
+}  // namespace pith::cli

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Reports from outside: zero-shot tasks of `pith eval`, the page of `pith inspect`, quality in the file."""
+import html.parser
+import json
+import shutil
+import unittest
+
+from harness import CliTest, pith
+
+ARC = [{"centerpiece": "What is wet?", "options": ["Sand", "Water", "Fire"], "correct_options_idx": [1]},
+       {"centerpiece": "What is hot?", "options": ["Ice", "Fire"], "correct_options_idx": [1]}]
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag closes what it opened; what the page says and what it asks a browser to load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts, self.attributes, self.errors = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *a) for a in attrs]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *a) for a in attrs]
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.errors.append(tag)
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+
+class Tasks(CliTest):
+    def data(self, records, name="data.json"):
+        path = self.folder / name
+        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        return path
+
+    def test_a_task_prints_its_figures(self):
+        text = self.ok(pith("eval", self.models.full, "--task", "arc-easy", "--data", self.data(ARC))).text
+        for word in ("arc-easy", "acc", "acc_norm", "chance          41.67 %"):
+            self.assertIn(word, text)
+
+    def test_json_agrees_with_the_scores_of_its_items(self):
+        out = json.loads(self.ok(pith("eval", self.models.full, "--task", "arc-challenge", "--data", self.data(ARC),
+                                      "--json", "--items")).text)
+        self.assertEqual((out["items"], len(out["scores"]), out["truncated"]), (2, 2, 0))
+        right = right_norm = 0
+        for item, record in zip(out["scores"], ARC):
+            scores = item["log_likelihoods"]
+            self.assertEqual(len(scores), len(record["options"]))
+            self.assertTrue(all(s < 0 for s in scores))
+            norm = [s / len(o) for s, o in zip(scores, record["options"])]
+            self.assertEqual(item["choice"], scores.index(max(scores)))
+            self.assertEqual(item["choice_norm"], norm.index(max(norm)))
+            right += item["choice"] == item["answer"]
+            right_norm += item["choice_norm"] == item["answer"]
+        self.assertEqual((out["acc"], out["acc_norm"]), (right / 2, right_norm / 2))
+        self.assertNotIn("scores", json.loads(self.ok(pith(
+            "eval", self.models.full, "--task", "arc-challenge", "--data", self.data(ARC), "--json")).text))
+
+    def test_a_reference_is_scored_beside_it(self):
+        out = json.loads(self.ok(pith("eval", self.models.full, "--against", self.models.full, "--task", "arc-easy",
+                                      "--data", self.data(ARC), "--json")).text)
+        self.assertEqual((out["same_choice"], out["ref_acc"]), (1, out["acc"]))
+        text = self.ok(pith("eval", self.models.small, "--against", self.models.full, "--task", "arc-easy", "--data",
+                            self.data(ARC))).text
+        self.assertIn("same choice", text)
+
+    def test_blimp_reads_a_folder_and_names_each_phenomenon(self):
+        for name in ("one", "two"):
+            self.data([{"sentence_good": "A dog barks.", "sentence_bad": "A dog bark.", "UID": name}] * 2,
+                      name + ".jsonl")
+        out = json.loads(self.ok(pith("eval", self.models.full, "--task", "blimp", "--data", self.folder, "--limit",
+                                      "1", "--json")).text)
+        self.assertEqual({name: group["items"] for name, group in out["groups"].items()}, {"one": 1, "two": 1})
+
+    def test_a_task_is_refused_with_what_is_wrong(self):
+        model, data = self.models.full, self.data(ARC)
+        self.fails(pith("eval", model), 2, "--text", "--task")
+        self.fails(pith("eval", model, "--text", data, "--task", "arc-easy", "--data", data), 2, "--text")
+        self.fails(pith("eval", model, "--task", "arc-easy"), 2, "--data")
+        self.fails(pith("eval", model, "--task", "arc", "--data", data), 2, "arc-easy, arc-challenge")
+        self.fails(pith("eval", model, "--task", "arc-easy", "--data", self.folder / "none"), 1, "none")
+        self.fails(pith("eval", model, "--task", "arc-easy", "--data", self.folder), 1, self.folder)
+        data.write_text(data.read_text() + '{"centerpiece": 1}\n')
+        self.fails(pith("eval", model, "--task", "arc-easy", "--data", data), 1, f"{data}:3:")
+
+
+class Inspect(CliTest):
+    def page(self, model):
+        path = self.folder / "report.html"
+        self.assertEqual(self.ok(pith("inspect", model, "--html", path)).out, b"")
+        text = path.read_text()
+        page = Page(text)
+        self.assertEqual((page.errors, page.open), ([], []))
+        return text, page
+
+    def test_the_page_needs_nothing_and_runs_nothing(self):
+        text, page = self.page(self.models.small)
+        self.assertIn("default-src 'none'", text)
+        self.assertNotIn("script", page.tags)
+        for tag, name, value in page.attributes:
+            self.assertFalse(name.startswith("on") or name in ("src", "href"), (tag, name, value))
+            self.assertNotIn("url(", value or "")
+        self.assertNotRegex(text, r"https?://|@import|url\(")
+        self.assertIn("prefers-color-scheme:dark", text)
+
+    def test_the_page_shows_every_tensor_and_the_figures_of_the_file(self):
+        facts = json.loads(self.ok(pith("inspect", self.models.small, "--json")).text)
+        text, page = self.page(self.models.small)
+        words = " ".join(page.texts)
+        for tensor in facts["tensors"]:
+            self.assertIn(tensor["name"], page.texts)
+        for key in facts["metadata"]:
+            self.assertIn(key, page.texts)
+        self.assertIn(f"{facts['linear_bpw']:.3f}", words)
+        self.assertIn(f"{facts['metadata']['quality.ppl_ratio']:.3f}\u00d7", words)
+        self.assertIn(f"{facts['metadata']['quality.kl']:.4f}", words)
+        for title in ("Bits per weight", "Relative squared error", "4-bit columns", "Outliers"):
+            self.assertIn(title, page.texts)
+        # A point for each matrix of each layer in the two line charts.
+        n_matrices = sum(t["name"].startswith("layers.") and t["shape"][0] > 1 for t in facts["tensors"])
+        self.assertEqual(page.tags.count("circle"), 2 * n_matrices)
+
+    def test_a_file_without_quantized_tensors_has_a_page(self):
+        _, page = self.page(self.models.full)
+        self.assertIn("Bits per weight", page.texts)
+        self.assertNotIn("Relative squared error", page.texts)
+        self.assertNotIn("Outliers", page.texts)
+
+    def test_what_a_file_says_stays_text(self):
+        evil = "<script>alert(1)</script>&\"'><img src=x onerror=alert(2)>"
+        folder = self.folder / "m"
+        shutil.copytree(self.models.checkpoint, folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["chat_template"] = evil
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        model = self.folder / "a<b onload=x>&'\".pith"
+        self.ok(pith("convert", folder, "-o", model, "--bits", "16"))
+        text, page = self.page(model)
+        self.assertTrue({"script", "img", "b onload"}.isdisjoint(page.tags))
+        self.assertNotIn("<script", text)
+        self.assertIn(model.name, page.texts)  # as it is called
+        self.assertTrue(any("<script>alert(1)</script>&" in t for t in page.texts))
+
+    def test_the_page_is_whole_or_not_there(self):
+        report = self.folder / "report.html"
+        report.write_text("old")
+        broken = self.folder / "broken.pith"
+        broken.write_bytes(self.models.small.read_bytes()[:-1])
+        self.fails(pith("inspect", broken, "--html", report), 1, "broken.pith")
+        self.assertEqual(report.read_text(), "old")
+        self.fails(pith("inspect", self.models.small, "--html", self.folder / "none" / "x.html"), 1, "none")
+        self.ok(pith("inspect", self.models.small, "--html", report))
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["broken.pith", "report.html"])
+
+    def test_quality_is_in_the_file_and_shown(self):
+        out = json.loads(self.ok(pith("inspect", self.models.small, "--json")).text)
+        for key in ("quality.ppl_ratio", "quality.kl", "quality.linear_bits", "quality.held_out_tokens"):
+            self.assertIn(key, out["metadata"])
+        quantized = [t for t in out["tensors"] if t["kind"] == "q24"]
+        self.assertTrue(quantized)
+        text = self.ok(pith("inspect", self.models.small)).text
+        for tensor in quantized:
+            self.assertGreater(tensor["relative_error"], 0)
+            line = next(line for line in text.splitlines() if line.startswith(tensor["name"] + " "))
+            self.assertIn(f"{tensor['relative_error']:.5f}", line)
+        self.assertRegex(text, r"quality +perplexity [0-9.]+ times the original's, KL divergence [0-9.]+")
+        self.assertTrue(all("relative_error" not in t for t in out["tensors"] if t["kind"] != "q24"))
+
+
+if __name__ == "__main__":
+    unittest.main()
