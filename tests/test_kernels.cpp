@@ -269,6 +269,30 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a panel's rows become rows of tokens, scaled, in place of or added to what is there") {
+  std::mt19937_64 rng(8);
+  for (const uint32_t n_tokens : {1u, 2u, 16u, 35u})
+    for (const uint32_t n_rows : {1u, 15u, 16u, 31u, 32u})
+      for (const bool add : {false, true}) {
+        const uint32_t lanes = lanes_for(n_tokens), stride = n_rows + 3;
+        const std::vector<float> y = random_floats(size_t{kPanelRows} * lanes, 1, rng),
+                                 before = random_floats(size_t{n_tokens} * stride, 1, rng);
+        std::vector<float> expected = before;
+        for (uint32_t t = 0; t < n_tokens; ++t)
+          for (uint32_t r = 0; r < n_rows; ++r) {
+            float& out = expected[size_t{t} * stride + r];
+            const float value = 0.3f * y[size_t{r} * lanes + t];
+            out = add ? out + value : value;
+          }
+        for (const Kernels* k : supported_kernels()) {
+          CAPTURE(k->name, n_tokens, n_rows, add);
+          std::vector<float> out = before;
+          k->store(y.data(), lanes, n_rows, n_tokens, 0.3f, add, out.data(), stride);
+          REQUIRE(same_bits(out, expected));
+        }
+      }
+}
+
 TEST_CASE("gates survive the extremes without NaN") {
   for (const Kernels* k : supported_kernels())
     for (const float extreme : {-1e30f, -200.0f, -88.0f, 0.0f, 88.0f, 200.0f, 1e30f}) {

@@ -290,8 +290,8 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kAvx2Kernels = {
-    "avx2",       Avx2::rms_norm, Avx2::quantize, panel,        Avx2::gate, Avx2::softcap, Avx2::rope,
-    Avx2::append, Avx2::attend,   Avx2::combine,  Avx2::finish, read,       mac_loop,
+    "avx2",     Avx2::rms_norm, Avx2::quantize, panel,         Avx2::store,  Avx2::gate, Avx2::softcap,
+    Avx2::rope, Avx2::append,   Avx2::attend,   Avx2::combine, Avx2::finish, read,       mac_loop,
 };
 
 }  // namespace pith::cpu

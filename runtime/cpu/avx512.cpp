@@ -391,9 +391,10 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kAvx512Kernels = {
-    "avx512",     Avx512::rms_norm, Avx512::quantize, panel,           Avx512::gate,   Avx512::softcap,
-    Avx512::rope, Avx512::append,   Avx512::attend,   Avx512::combine, Avx512::finish, read,
-    mac_loop,
+    "avx512",       Avx512::rms_norm, Avx512::quantize, panel,
+    Avx512::store,  Avx512::gate,     Avx512::softcap,  Avx512::rope,
+    Avx512::append, Avx512::attend,   Avx512::combine,  Avx512::finish,
+    read,           mac_loop,
 };
 
 }  // namespace pith::cpu

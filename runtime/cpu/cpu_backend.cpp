@@ -156,13 +156,13 @@ class CpuBackend final : public Backend {
                 const float* norm);
   template <typename Store>
   void multiply(uint32_t thread, const Matrix& m, const Input& in, Store&& store);
+  static void add_bias(const float* bias, uint32_t first, uint32_t n_rows, uint32_t n_lanes, float* y);
   void add_branch(uint32_t thread, const Matrix& m, const Input& in, const float* bias,
                   const float* post_norm);
   void add_post_normed(uint32_t thread, uint32_t n_tokens, const float* post_norm);
   void finish_token(const LayerWeights& w, uint32_t layer, uint32_t token, uint32_t head);
   void finish_head(uint32_t thread, uint32_t layer, uint32_t head, float* sums, float* out);
-  template <typename Store>
-  void gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in, Store&& store);
+  void gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in, float* hidden);
   void choose_experts(uint32_t token);
   void sort_by_expert();
   void experts_in(uint32_t layer);
@@ -243,21 +243,20 @@ void CpuBackend::multiply(uint32_t thread, const Matrix& m, const Input& in, Sto
   });
 }
 
+void CpuBackend::add_bias(const float* bias, uint32_t first, uint32_t n_rows, uint32_t n_lanes, float* y) {
+  if (bias == nullptr) return;
+  for (uint32_t r = 0; r < n_rows; ++r)
+    for (uint32_t t = 0; t < n_lanes; ++t) y[size_t{r} * n_lanes + t] += bias[first + r];
+}
+
 // x += residual_scale * post_norm(m . in + bias)
 void CpuBackend::add_branch(uint32_t thread, const Matrix& m, const Input& in, const float* bias,
                             const float* post_norm) {
-  const float scale = spec_.residual_scale;
-  multiply(thread, m, in, [&](uint32_t first, uint32_t n_rows, const float* y) {
-    for (uint32_t t = 0; t < in.n_tokens; ++t) {
-      const size_t row = size_t{t} * spec_.dim + first;
-      for (uint32_t r = 0; r < n_rows; ++r) {
-        const float value = y[size_t{r} * in.n_lanes + t] + (bias != nullptr ? bias[first + r] : 0.0f);
-        if (post_norm != nullptr)
-          scratch_.branch[row + r] = value;
-        else
-          scratch_.x[row + r] += scale * value;
-      }
-    }
+  multiply(thread, m, in, [&](uint32_t first, uint32_t n_rows, float* y) {
+    add_bias(bias, first, n_rows, in.n_lanes, y);
+    const bool add = post_norm == nullptr;
+    kernels_.store(y, in.n_lanes, n_rows, in.n_tokens, add ? spec_.residual_scale : 1, add,
+                   (add ? scratch_.x : scratch_.branch) + first, spec_.dim);
   });
   if (post_norm == nullptr) return;
   pool_.barrier();
@@ -295,12 +294,9 @@ void CpuBackend::attn_in(uint32_t layer) {
   const LayerWeights& w = weights_.layers[layer];
   pool_.run([&](uint32_t thread) {
     const Input in = prepare(thread, w.qkv, scratch_.x, spec_.dim, n_, w.attn_norm);
-    multiply(thread, w.qkv, in, [&](uint32_t first, uint32_t n_rows, const float* y) {
-      for (uint32_t t = 0; t < n_; ++t) {
-        float* const out = scratch_.qkv + size_t{t} * scratch_.qkv_rows + first;
-        for (uint32_t r = 0; r < n_rows; ++r)
-          out[r] = y[size_t{r} * in.n_lanes + t] + (w.qkv_bias != nullptr ? w.qkv_bias[first + r] : 0.0f);
-      }
+    multiply(thread, w.qkv, in, [&](uint32_t first, uint32_t n_rows, float* y) {
+      add_bias(w.qkv_bias, first, n_rows, in.n_lanes, y);
+      kernels_.store(y, in.n_lanes, n_rows, n_, 1, false, scratch_.qkv + first, scratch_.qkv_rows);
     });
     pool_.barrier();
     if (spec_.qk_norm_whole) {
@@ -454,17 +450,14 @@ void CpuBackend::attn_out(uint32_t layer) {
   });
 }
 
-// Rows of gate and up through the activation: calls store(token, column, n, values with a stride of n_lanes).
-template <typename Store>
+// hidden [n_tokens, ffn_dim] = act(gate) * up
 void CpuBackend::gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in,
-                         Store&& store) {
+                         float* hidden) {
   multiply(thread, m, in, [&](uint32_t first, uint32_t, float* y) {
     const uint32_t lanes = in.n_lanes, col = first / 2, n_cols = std::min(16u, spec_.ffn_dim - col);
-    if (bias != nullptr)
-      for (uint32_t r = 0; r < kPanelRows; ++r)
-        for (uint32_t t = 0; t < in.n_tokens; ++t) y[size_t{r} * lanes + t] += bias[first + r];
+    add_bias(bias, first, kPanelRows, lanes, y);
     kernels_.gate(spec_.activation, y, y + 16 * lanes, 16 * lanes, y);  // 16 rows of gate, 16 of up
-    for (uint32_t t = 0; t < in.n_tokens; ++t) store(t, col, n_cols, y + t);
+    kernels_.store(y, lanes, n_cols, in.n_tokens, 1, false, hidden + col, spec_.ffn_dim);
   });
 }
 
@@ -473,10 +466,7 @@ void CpuBackend::ffn_in(uint32_t layer) {
   const LayerWeights& w = weights_.layers[layer];
   pool_.run([&](uint32_t thread) {
     const Input in = prepare(thread, w.gate_up, scratch_.x, spec_.dim, n_, w.ffn_norm);
-    gate_up(thread, w.gate_up, w.gate_up_bias, in, [&](uint32_t t, uint32_t col, uint32_t n, const float* y) {
-      float* const out = scratch_.hidden + size_t{t} * spec_.ffn_dim + col;
-      for (uint32_t r = 0; r < n; ++r) out[r] = y[size_t{r} * in.n_lanes];
-    });
+    gate_up(thread, w.gate_up, w.gate_up_bias, in, scratch_.hidden);
   });
 }
 
@@ -555,10 +545,7 @@ void CpuBackend::experts_in(uint32_t layer) {
       const ExpertWeights& expert = w.experts[e];
       const Input mine = prepare(thread, expert.gate_up, scratch_.gathered, spec_.dim, n, nullptr);
       gate_up(thread, expert.gate_up, expert.gate_up_bias, mine,
-              [&](uint32_t i, uint32_t col, uint32_t n_cols, const float* y) {
-                float* const out = scratch_.hidden + size_t{begin + i} * spec_.ffn_dim + col;
-                for (uint32_t r = 0; r < n_cols; ++r) out[r] = y[size_t{r} * mine.n_lanes];
-              });
+              scratch_.hidden + size_t{begin} * spec_.ffn_dim);
       pool_.barrier();  // the next expert overwrites gathered and the quantized input
     }
   });
@@ -608,11 +595,10 @@ std::span<const float> CpuBackend::head(uint32_t first, uint32_t n_rows) {
     const Input in = prepare(thread, weights_.head, scratch_.x + size_t{first} * spec_.dim, spec_.dim, n_rows,
                              weights_.norm);
     multiply(thread, weights_.head, in, [&](uint32_t row, uint32_t n, const float* y) {
-      for (uint32_t t = 0; t < n_rows; ++t) {
-        float* const out = scratch_.logits + size_t{t} * vocab + row;
-        for (uint32_t r = 0; r < n; ++r) out[r] = y[size_t{r} * in.n_lanes + t] * spec_.logit_scale;
-        if (spec_.logit_softcap != 0) kernels_.softcap(out, n, spec_.logit_softcap);
-      }
+      kernels_.store(y, in.n_lanes, n, n_rows, spec_.logit_scale, false, scratch_.logits + row, vocab);
+      if (spec_.logit_softcap == 0) return;
+      for (uint32_t t = 0; t < n_rows; ++t)
+        kernels_.softcap(scratch_.logits + size_t{t} * vocab + row, n, spec_.logit_softcap);
     });
   });
   return {scratch_.logits, size_t{n_rows} * vocab};

@@ -203,6 +203,33 @@ struct Generic {
     }
   }
 
+  // Whole lines are written, through registers: 4-byte stores to a line that another core holds leave the store buffer
+  // one by one, and took as long as the products where two cores share no cache.
+  static void store(const float* y, uint32_t n_lanes, uint32_t n_rows, uint32_t n_tokens, float scale,
+                    bool add, float* out, size_t out_stride) {
+    const V factor = V::set1(scale);
+    const auto put = [&](V values, float* to, uint32_t n) {
+      values = values * factor;
+      if (n == 16) return (add ? V::load(to) + values : values).store(to);
+      if (add) values = load_tail<V, float>(V::load, to, n) + values;
+      store_tail(values, to, n);
+    };
+    for (uint32_t r = 0; r < n_rows; r += 16) {
+      const uint32_t n = n_rows - r < 16 ? n_rows - r : 16;
+      if (n_lanes == 1) {
+        put(V::load(y + r), out + r, n);
+        continue;
+      }
+      for (uint32_t t = 0; t < n_tokens; t += 16) {
+        V tile[16];
+        for (uint32_t i = 0; i < 16; ++i) tile[i] = V::load(y + size_t{r + i} * n_lanes + t);
+        V::transpose(tile);
+        for (uint32_t i = 0; i < 16 && t + i < n_tokens; ++i)
+          put(tile[i], out + size_t{t + i} * out_stride + r, n);
+      }
+    }
+  }
+
   // ---- elementwise ----------------------------------------------------------------------------------------------
 
   static void gate(Activation activation, const float* g, const float* up, uint32_t n, float* out) {

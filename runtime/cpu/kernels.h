@@ -92,6 +92,10 @@ struct Kernels {
   // y [32, n_lanes] = rows 32 * panel .. of the matrix times the input. Rows past n_rows hold anything.
   // scratch: panel_scratch_bytes(n_lanes), 64-byte aligned, private to the thread.
   void (*panel)(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y);
+  // Rows of a panel to rows of tokens: out[t * out_stride + r] = scale * y[r * n_lanes + t], added to what is there when
+  // `add`. y as panel() leaves it.
+  void (*store)(const float* y, uint32_t n_lanes, uint32_t n_rows, uint32_t n_tokens, float scale, bool add,
+                float* out, size_t out_stride);
   // out[i] = act(gate[i]) * up[i]; out may be gate.
   void (*gate)(Activation activation, const float* gate, const float* up, uint32_t n, float* out);
   // x[i] = cap * tanh(x[i] / cap)

@@ -229,8 +229,8 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kNeonKernels = {
-    "neon",       Neon::rms_norm, Neon::quantize, panel,        Neon::gate, Neon::softcap, Neon::rope,
-    Neon::append, Neon::attend,   Neon::combine,  Neon::finish, read,       mac_loop,
+    "neon",     Neon::rms_norm, Neon::quantize, panel,         Neon::store,  Neon::gate, Neon::softcap,
+    Neon::rope, Neon::append,   Neon::attend,   Neon::combine, Neon::finish, read,       mac_loop,
 };
 
 }  // namespace pith::cpu

@@ -96,6 +96,33 @@ struct VecAvx2 {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
 
+  static void transpose(VecAvx2 (&tile)[16]) {
+    const auto eight = [](const __m256(&in)[8], __m256(&out)[8]) {
+      __m256 t[8];
+      for (int i = 0; i < 8; i += 4) {  // 4 x 4 within each half
+        const __m256 a = _mm256_unpacklo_ps(in[i], in[i + 1]), b = _mm256_unpackhi_ps(in[i], in[i + 1]),
+                     c = _mm256_unpacklo_ps(in[i + 2], in[i + 3]),
+                     d = _mm256_unpackhi_ps(in[i + 2], in[i + 3]);
+        t[i] = _mm256_shuffle_ps(a, c, 0x44);
+        t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+        t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+      }
+      for (int i = 0; i < 4; ++i) {
+        out[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
+        out[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
+      }
+    };
+    __m256 in[2][2][8], out[2][2][8];  // quarters [rows][columns]
+    for (int i = 0; i < 16; ++i) {
+      in[i / 8][0][i % 8] = tile[i].lo;
+      in[i / 8][1][i % 8] = tile[i].hi;
+    }
+    for (int r = 0; r < 2; ++r)
+      for (int c = 0; c < 2; ++c) eight(in[r][c], out[c][r]);
+    for (int i = 0; i < 16; ++i) tile[i] = {out[i / 8][0][i % 8], out[i / 8][1][i % 8]};
+  }
+
  private:
   static __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
   static __m256 widen_bf16(__m128i h) {

@@ -64,6 +64,30 @@ struct VecAvx512 {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
 
+  static void transpose(VecAvx512 (&tile)[16]) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 4) {  // 4 x 4 within each 128-bit lane
+      const __m512 a = _mm512_unpacklo_ps(tile[i].v, tile[i + 1].v),
+                   b = _mm512_unpackhi_ps(tile[i].v, tile[i + 1].v),
+                   c = _mm512_unpacklo_ps(tile[i + 2].v, tile[i + 3].v),
+                   d = _mm512_unpackhi_ps(tile[i + 2].v, tile[i + 3].v);
+      t[i] = _mm512_shuffle_ps(a, c, 0x44);
+      t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+      t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+      t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {  // then 4 x 4 of those lanes
+      const __m512 a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88),
+                   b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd),
+                   c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88),
+                   d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+      tile[i].v = _mm512_shuffle_f32x4(a, c, 0x88);
+      tile[i + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
+      tile[i + 8].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+      tile[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+  }
+
  private:
   static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 };

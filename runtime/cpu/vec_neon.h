@@ -101,6 +101,18 @@ struct VecNeon {
     for (int i = 1; i < 16; ++i) m = values[i] > m ? values[i] : m;
     return m;
   }
+  // tile [16 rows] of 16 lanes: lane j of row i becomes lane i of row j.
+  static void transpose(VecNeon (&tile)[16]) {
+    float all[16][16];
+    for (uint32_t i = 0; i < 16; ++i) tile[i].store(all[i]);
+    for (uint32_t i = 0; i < 16; ++i)
+      for (uint32_t j = 0; j < i; ++j) {
+        const float other = all[i][j];
+        all[i][j] = all[j][i];
+        all[j][i] = other;
+      }
+    for (uint32_t i = 0; i < 16; ++i) tile[i] = load(all[i]);
+  }
 };
 
 }  // namespace pith::cpu
