@@ -87,14 +87,14 @@ $(SP)/libsentencepiece.a: | dist-deps
 VERSION = $(shell sed -n 's/^project.pith VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
 RELEASE = pith-$(VERSION)-linux-$(shell uname -m)
 dist: deps $(SP)/libsentencepiece.a
-	@cmake -S . -B build-dist/pith -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/ \
+	@cmake -S . -B build-dist/pith -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_LIBDIR=lib \
 	  -DPITH_STATIC_SENTENCEPIECE=$(CURDIR)/$(SP) -DPITH_CUDA_ARCHS=all >/dev/null
 	@cmake --build build-dist/pith -j $(JOBS) --target pith pith_shared pith_static
-	@rm -rf build-dist/$(RELEASE) && DESTDIR=$(CURDIR)/build-dist/$(RELEASE) cmake --install build-dist/pith --strip >/dev/null
+	@rm -rf build-dist/$(RELEASE) && cmake --install build-dist/pith --strip --prefix build-dist/$(RELEASE) >/dev/null
 	@cp LICENSE README.md build-dist/$(RELEASE)/
 	@mkdir -p dist && tar -C build-dist -czf dist/$(RELEASE).tar.gz --owner=0 --group=0 $(RELEASE)
 	@ldd build-dist/$(RELEASE)/bin/pith
-	@if ldd build-dist/$(RELEASE)/bin/pith | grep -vE 'linux-vdso|libc\.so|libm\.so|ld-linux'; then echo "dist: unexpected library" >&2; exit 1; fi
+	@if ldd build-dist/$(RELEASE)/bin/pith build-dist/$(RELEASE)/lib/libpith.so | grep '=>' | grep -vE 'linux-vdso|libc\.so|libm\.so|ld-linux'; then echo "dist: unexpected library" >&2; exit 1; fi
 	@echo "dist/$(RELEASE).tar.gz"
 
 # ---- Housekeeping ------------------------------------------------------------------------------------------------

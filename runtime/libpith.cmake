@@ -42,6 +42,12 @@ if(PITH_HAS_CUDA)
   add_dependencies(pith_static pith_cuda)
   set(PITH_STATIC_LIBS "${PITH_CUDART} ${PITH_STATIC_LIBS} -ldl -lrt")
 endif()
+# Relative, so that an unpacked release is found wherever it lies.
+file(RELATIVE_PATH PITH_PC_TO_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+string(REGEX REPLACE "/$" "" PITH_PC_TO_PREFIX "${PITH_PC_TO_PREFIX}")
+if(PITH_STATIC_SENTENCEPIECE)  # the release has no libpith.a
+  set(PITH_STATIC_LIBS "")
+endif()
 configure_file(install/pith.pc.in pith.pc @ONLY)
 configure_package_config_file(install/pith-config.cmake.in pith-config.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/pith)
