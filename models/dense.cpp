@@ -89,4 +89,48 @@ void read_experts(Config& config, ModelSpec& spec, const char* n_experts_key) {
                 spec.n_active_experts, n_experts_key, spec.n_experts);
 }
 
+ModelSpec read_text_config(Config& config, ModelSpec (*read)(Config& config)) {
+  config.ignore({"architectures",
+                 "model_type",
+                 "torch_dtype",
+                 "dtype",
+                 "transformers_version",
+                 "use_cache",
+                 "initializer_range",
+                 "bos_token_id",
+                 "eos_token_id",
+                 "pad_token_id",
+                 "vision_config",
+                 "image_token_id",
+                 "image_token_index",
+                 "boi_token_id",
+                 "boi_token_index",
+                 "eoi_token_id",
+                 "eoi_token_index",
+                 "mm_tokens_per_image",
+                 "multimodal_projector_bias",
+                 "projector_hidden_act",
+                 "spatial_merge_size",
+                 "vision_feature_layer"});
+  if (!config.has("text_config"))
+    throw_error(ErrorCode::kFormat, "{}: 'text_config' is missing, expected an object", config.where());
+  Config text(config.object_or_null("text_config"), config.where() + ": text_config");
+  // What the parts share may stand outside.
+  for (const char* key : {"torch_dtype", "dtype"})
+    if (config.has(key)) text.fill({{key, config.text_or(key, "")}});
+  if (config.has("tie_word_embeddings"))
+    text.fill({{"tie_word_embeddings", config.flag_or("tie_word_embeddings", false)}});
+  ModelSpec spec = read(text);
+  if (const std::vector<std::string> unknown = text.unconsumed(); !unknown.empty())
+    throw_error(ErrorCode::kUnsupported, "{}: unknown key '{}'", text.where(), unknown[0]);
+  return spec;
+}
+
+CheckpointNames text_names(CheckpointNames names) {
+  names.prefix = "language_model.model.";
+  names.head = "language_model.lm_head.weight";
+  names.ignored_prefixes = {"vision_tower.", "multi_modal_projector."};
+  return names;
+}
+
 }  // namespace pith

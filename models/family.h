@@ -72,6 +72,7 @@ struct Family {
 // One function a family, defined in its file and listed in registry.cpp.
 Family llama_family();
 Family mistral_family();
+Family mistral_multimodal_family();
 Family mixtral_family();
 Family qwen2_family();
 Family qwen3_family();
@@ -112,6 +113,11 @@ void set_windows(Config& config, ModelSpec& spec, uint32_t window, Slides&& slid
 std::vector<std::string> read_layer_types(Config& config, const ModelSpec& spec);
 // Experts' keys common to the families that have them.
 void read_experts(Config& config, ModelSpec& spec, const char* n_experts_key);
+
+// The language model inside a model that also sees: text_config, read by its own family's reader. The rest of the config and the
+// tensors of the rest are left out.
+ModelSpec read_text_config(Config& config, ModelSpec (*read)(Config& config));
+CheckpointNames text_names(CheckpointNames names);
 
 // Reads rope_theta, rope_scaling, rope_parameters, partial_rotary_factor: default, linear, dynamic, llama3, yarn, longrope. One
 // rope, or that of full_attention and that of sliding_attention layers where the config has both (rope.cpp).

@@ -17,7 +17,7 @@ CheckpointNames gemma_names() {
 }
 
 ModelSpec read_gemma(Config& config, double rope_theta) {
-  config.ignore({"hidden_act", "use_bidirectional_attention"});
+  config.ignore({"hidden_act"});
   if (config.flag_or("use_bidirectional_attention", false))
     throw_error(ErrorCode::kUnsupported, "{}: use_bidirectional_attention is true, expected false",
                 config.where());
@@ -70,18 +70,9 @@ ModelSpec read_gemma3(Config& config) {
   return spec;
 }
 
-// Gemma 3 of 4B and more: the language model inside; images are left out.
+// Gemma 3 of 4B and more.
 ModelSpec read_gemma3_multimodal(Config& config) {
-  config.ignore({"architectures", "model_type", "torch_dtype", "dtype", "transformers_version",
-                 "initializer_range", "vision_config", "mm_tokens_per_image", "boi_token_index",
-                 "eoi_token_index", "image_token_index", "image_token_id", "boi_token_id", "eoi_token_id",
-                 "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"});
-  Config text(config.object_or_null("text_config"), config.where() + ": text_config");
-  if (config.has("torch_dtype")) text.fill({{"torch_dtype", config.text_or("torch_dtype", "")}});
-  ModelSpec spec = read_gemma3(text);
-  if (const std::vector<std::string> unknown = text.unconsumed(); !unknown.empty())
-    throw_error(ErrorCode::kUnsupported, "{}: unknown key '{}'", text.where(), unknown[0]);
-  return spec;
+  return read_text_config(config, read_gemma3);
 }
 
 }  // namespace
@@ -93,11 +84,10 @@ Family gemma3_family() {
   return {"gemma3", {"Gemma3ForCausalLM"}, read_gemma3, gemma_names()};
 }
 Family gemma3_multimodal_family() {
-  CheckpointNames names = gemma_names();
-  names.prefix = "language_model.model.";
-  names.head = "language_model.lm_head.weight";
-  names.ignored_prefixes = {"vision_tower.", "multi_modal_projector."};
-  return {"gemma3_multimodal", {"Gemma3ForConditionalGeneration"}, read_gemma3_multimodal, names};
+  return {"gemma3_multimodal",
+          {"Gemma3ForConditionalGeneration"},
+          read_gemma3_multimodal,
+          text_names(gemma_names())};
 }
 
 }  // namespace pith

@@ -16,6 +16,11 @@ ModelSpec read_mistral(Config& config) {
   return spec;
 }
 
+// Mistral Small 3.1 and later.
+ModelSpec read_mistral_multimodal(Config& config) {
+  return read_text_config(config, read_mistral);
+}
+
 ModelSpec read_mixtral(Config& config) {
   ModelSpec spec = read_dense_config(config, {.norm_eps = 1e-5, .rope_theta = 1e6});
   spec.family = "mixtral";
@@ -30,6 +35,12 @@ ModelSpec read_mixtral(Config& config) {
 
 Family mistral_family() {
   return {"mistral", {"MistralForCausalLM"}, read_mistral};
+}
+Family mistral_multimodal_family() {
+  return {"mistral_multimodal",
+          {"Mistral3ForConditionalGeneration"},
+          read_mistral_multimodal,
+          text_names(CheckpointNames{})};
 }
 Family mixtral_family() {
   CheckpointNames names;

@@ -6,11 +6,22 @@
 namespace pith {
 
 const std::vector<Family>& families() {
-  static const std::vector<Family> list = {llama_family(),   mistral_family(), mixtral_family(),
-                                           qwen2_family(),   qwen3_family(),   qwen3_moe_family(),
-                                           gemma2_family(),  gemma3_family(),  gemma3_multimodal_family(),
-                                           phi3_family(),    olmo2_family(),   olmo3_family(),
-                                           granite_family(), smollm3_family(), gpt_oss_family()};
+  static const std::vector<Family> list = {llama_family(),
+                                           mistral_family(),
+                                           mistral_multimodal_family(),
+                                           mixtral_family(),
+                                           qwen2_family(),
+                                           qwen3_family(),
+                                           qwen3_moe_family(),
+                                           gemma2_family(),
+                                           gemma3_family(),
+                                           gemma3_multimodal_family(),
+                                           phi3_family(),
+                                           olmo2_family(),
+                                           olmo3_family(),
+                                           granite_family(),
+                                           smollm3_family(),
+                                           gpt_oss_family()};
   return list;
 }
 

@@ -21,7 +21,7 @@ struct FamilyCase {
   std::vector<int32_t> ids;
   std::vector<float> logits;  // [ids, vocab]
 
-  size_t vocab_size() const { return config["vocab_size"]; }
+  size_t vocab_size() const { return logits.size() / ids.size(); }
   std::string architecture() const { return config["architectures"][0]; }
 };
 

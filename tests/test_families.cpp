@@ -1,6 +1,9 @@
 // Every family and switch against the reference's logits (golden/make_family_goldens.py): converted at 16 bits, then run as one
 // prompt and token by token.
+#include <fmt/ranges.h>
+
 #include <catch2/catch.hpp>
+#include <set>
 
 #include "convert/converter.h"
 #include "family_checkpoint.h"
@@ -117,8 +120,8 @@ TEST_CASE("the emulated CUDA backend equals the reference") {
       FamilyCase c = read_family_case(name);
       const Converted converted(c, c.config);
       const auto backend = converted.open(cuda_backend_kind(), "auto");
+      c.logits.resize(20 * c.vocab_size());
       c.ids.resize(20);
-      c.logits.resize(c.ids.size() * c.vocab_size());
       CHECK(converted.error(converted.run(*backend, 17, 1)) < kMaxError);
     }
   }
@@ -161,4 +164,120 @@ TEST_CASE("every family gives the same bits in batches and alone, on any threads
       }
     }
   }
+}
+
+// ---- make families: what is printed, and models/SUPPORTED.md ---------------------------------------------------------
+
+namespace {
+
+// The keys that a family's reader asks for, and those that it passes over.
+struct Keys {
+  std::set<std::string> used, ignored;
+};
+
+Keys keys_of(const Family& family) {
+  Keys keys;
+  for (const std::string& name : family_case_names()) {
+    const FamilyCase c = read_family_case(name);
+    if (family.architectures[0] != c.architecture()) continue;
+    for (const nlohmann::json* const json : {&c.config, &c.saved_config}) {
+      Config config(*json, "config.json");
+      family.read_config(config);
+      keys.used.insert(config.used_keys().begin(), config.used_keys().end());
+      keys.ignored.insert(config.ignored_keys().begin(), config.ignored_keys().end());
+    }
+  }
+  for (const std::string& key : keys.used) keys.ignored.erase(key);
+  return keys;
+}
+
+std::set<std::string> without(const std::set<std::string>& keys, const std::set<std::string>& left_out) {
+  std::set<std::string> rest;
+  std::set_difference(keys.begin(), keys.end(), left_out.begin(), left_out.end(),
+                      std::inserter(rest, rest.end()));
+  return rest;
+}
+
+std::set<std::string> both(const std::set<std::string>& a, const std::set<std::string>& b) {
+  std::set<std::string> shared;
+  std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::inserter(shared, shared.end()));
+  return shared;
+}
+
+std::string supported_document() {
+  std::vector<Keys> keys;
+  Keys common;
+  for (const Family& family : families()) {
+    keys.push_back(keys_of(family));
+    INFO(family.name << " has no golden case");
+    REQUIRE(!keys.back().used.empty());
+    if (keys.back().used.contains("text_config")) continue;
+    if (common.used.empty()) common = keys.back();
+    common = {both(common.used, keys.back().used), both(common.ignored, keys.back().ignored)};
+  }
+  std::string text =
+      "# Supported families and their config keys\n\n"
+      "Made from the family files by `build/tests/test_families \"[keys]\"`; a test holds the two together. "
+      "A key of config.json "
+      "that is in neither\ncolumn is an error at conversion (`--force` notes it instead).\n\n"
+      "RoPE (`rope_scaling`, `rope_parameters`): `default`; `linear` (factor); `dynamic` (factor); `llama3` "
+      "(factor, "
+      "low_freq_factor,\nhigh_freq_factor, original_max_position_embeddings); `yarn` (factor, "
+      "original_max_position_embeddings, beta_fast, beta_slow, truncate,\nmscale, mscale_all_dim, "
+      "attention_factor); "
+      "`longrope` (short_factor, long_factor, factor, attention_factor,\noriginal_max_position_embeddings). "
+      "Any other key is an error.\n\n";
+  text += fmt::format(
+      "All families, and text_config of those that have one, use `{}`\n\nand know to be of no effect "
+      "`{}`.\n\n",
+      fmt::join(common.used, "` `"), fmt::join(common.ignored, "` `"));
+  text += "| `architectures` | keys used besides | known to be of no effect |\n|---|---|---|\n";
+  for (size_t i = 0; i < keys.size(); ++i)
+    text += fmt::format("| {} | {} | {} |\n", fmt::join(families()[i].architectures, ", "),
+                        fmt::join(without(keys[i].used, common.used), ", "),
+                        fmt::join(without(keys[i].ignored, common.ignored), ", "));
+  return text;
+}
+
+size_t count_strings(const char* file) {
+  std::ifstream in(std::string(PITH_SOURCE_DIR "/tests/golden/") + file);
+  const nlohmann::json json = nlohmann::json::parse(in);
+  return json["strings"].size() * (json.contains("variants") ? json["variants"] : json["tokenizers"]).size();
+}
+
+}  // namespace
+
+TEST_CASE("models/SUPPORTED.md lists the keys that the family files read") {
+  const std::vector<uint8_t> bytes = read_file(PITH_SOURCE_DIR "/models/SUPPORTED.md");
+  CHECK(std::string(bytes.begin(), bytes.end()) == supported_document());
+}
+
+TEST_CASE("print models/SUPPORTED.md", "[.][keys]") {
+  fmt::print("{}", supported_document());
+}
+
+TEST_CASE("print the table of families", "[.][table]") {
+  const cpu::Kernels& kernels = cpu::select_kernels("auto");
+  fmt::print("| case | `architectures` | switches | prompt | token by token |\n|---|---|---|---:|---:|\n");
+  double largest = 0;
+  for (const std::string& name : family_case_names()) {
+    const FamilyCase c = read_family_case(name);
+    const Converted converted(c, c.config);
+    const auto backend = converted.open(cpu::backend_kind(), kernels.name);
+    const double prompt = converted.error(converted.prefill(*backend));
+    const double decode = converted.error(converted.run(*backend, 1, 1));
+    largest = std::max({largest, prompt, decode});
+    fmt::print("| {} | {} | {} | {:.1e} | {:.1e} |\n", name, c.architecture(), c.switches, prompt, decode);
+    CHECK(std::max(prompt, decode) < kMaxError);
+  }
+  std::ifstream in(PITH_SOURCE_DIR "/tests/golden/chat/renderings.json");
+  const nlohmann::json chat = nlohmann::json::parse(in);
+  fmt::print(
+      "\nLargest |logit difference| over the spread of the reference's logits ({} kernels): {:.1e}; {:.0e} "
+      "is allowed.\n"
+      "Tokenizers: {} strings compared with the reference libraries. Chat templates: {} templates, {} "
+      "conversations each.\n",
+      kernels.name, largest, kMaxError,
+      count_strings("tokenizer/strings.json") + count_strings("tokenizer/variants.json"),
+      chat["templates"].size(), chat["conversations"].size());
 }

@@ -72,8 +72,8 @@ OLMO3 = {**OLMO2, "architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", 
                           "beta_slow": 1, "attention_factor": 1.1386294361119891}}
 GRANITE = {**BASE, "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_act": "silu",
            "rms_norm_eps": 1e-5, "rope_theta": 10000000.0, "rope_scaling": None, "attention_bias": False,
-           "mlp_bias": False, "attention_dropout": 0.1, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
-           "residual_multiplier": 0.22, "attention_multiplier": 0.125, "logits_scaling": 8.0}
+           "mlp_bias": False, "attention_dropout": 0.1, "tie_word_embeddings": True, "embedding_multiplier": 3.0,
+           "residual_multiplier": 0.6, "attention_multiplier": 0.125, "logits_scaling": 8.0}
 SMOLLM3 = {**BASE, "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "num_hidden_layers": 4,
            "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 5000000.0, "rope_scaling": None,
            "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "layer_types": ["full_attention"] * 4,
@@ -98,6 +98,23 @@ GPT_OSS = {**BASE, "architectures": ["GptOssForCausalLM"], "model_type": "gpt_os
                             "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}}
 QUANTIZED = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
     "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}}
+# Models that also see: the language model is text_config, and the other tensors are there to be left out.
+OUTSIDE = ("architectures", "torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "initializer_range")
+GEMMA3_SEES = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "torch_dtype": "bfloat16",
+               "transformers_version": "4.50.0", "bos_token_id": 1, "eos_token_id": [1, 2], "initializer_range": 0.02,
+               "boi_token_index": 90, "eoi_token_index": 91, "image_token_index": 92, "mm_tokens_per_image": 4,
+               "text_config": {k: v for k, v in GEMMA3.items() if k not in OUTSIDE},
+               "vision_config": {"hidden_size": 16, "image_size": 28, "intermediate_size": 16, "patch_size": 14,
+                                 "model_type": "siglip_vision_model", "num_attention_heads": 2,
+                                 "num_hidden_layers": 1, "vision_use_head": False}}
+MISTRAL3 = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "torch_dtype": "bfloat16",
+            "transformers_version": "4.50.0", "tie_word_embeddings": False, "image_token_index": 10,
+            "multimodal_projector_bias": False,
+            "projector_hidden_act": "gelu", "spatial_merge_size": 2, "vision_feature_layer": -1,
+            "text_config": {k: v for k, v in {**MISTRAL, "head_dim": 32}.items() if k not in OUTSIDE},
+            "vision_config": {"hidden_size": 16, "image_size": 28, "intermediate_size": 16, "patch_size": 14,
+                              "model_type": "pixtral", "num_attention_heads": 2, "num_hidden_layers": 1,
+                              "head_dim": 8}}
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 16}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -142,6 +159,8 @@ CASES = {
     "gemma-3": (GEMMA3, "two RoPE bases, windows in 5 of 6, norms of heads", 40),
     "gemma-3-linear": ({**GEMMA3, "sliding_window_pattern": 2, "num_hidden_layers": 4,
                         "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "global layers RoPE linear", 40),
+    "gemma-3-sees": (GEMMA3_SEES, "language model of a model that sees", 40),
+    "mistral-3-sees": (MISTRAL3, "language model of a model that sees", 40),
     "phi-3": (PHI3, "fused q/k/v and gate/up", 40),
     "phi-3-window": ({**PHI3, "sliding_window": 8}, "sliding window", 40),
     "phi-3-long-short": ({**PHI3, "original_max_position_embeddings": 16, "rope_scaling": longrope(8)},
@@ -200,7 +219,7 @@ def make_tensor(name, shape, norm_offset):
 
 def tensor_shapes(config, folder):
     """Names and shapes of the checkpoint as it is published, from what the library saves."""
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = getattr(transformers, config.architectures[0])(config)
     model.save_pretrained(folder)
     with safe_open(folder / "model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
@@ -249,12 +268,12 @@ def run(name):
         tensors = {key: make_tensor(key, shape, norm_offset) for key, shape in shapes.items()}
         save_file(unpack_experts(tensors) if is_packed else tensors, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(readable))
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = getattr(transformers, config.architectures[0]).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
         assert not any(info.values()), info
         with torch.no_grad():
             logits = model.eval()(torch.tensor([ids])).logits[0]
-    assert logits.shape == (n_tokens, published["vocab_size"])
+    assert logits.shape == (n_tokens, VOCAB)
     (OUT / f"{name}.logits").write_bytes(logits.float().numpy().tobytes())
     lines = [f' "{key}": {json.dumps(value)}' for key, value in {
         "name": name, "switches": switches, "norm_offset": norm_offset, "ids": ids, "config": published,
