@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from model import Config, Llama
 
@@ -43,24 +43,15 @@ def write_config(folder, config):
 
 
 def write_weights(folder, tensors, part_bytes):
-    """One model.safetensors, or parts of at most `part_bytes` with an index."""
-    parts = [{}]
-    for name, tensor in tensors.items():
-        if parts[-1] and sum(t.nbytes for t in parts[-1].values()) + tensor.nbytes > part_bytes:
-            parts.append({})
-        parts[-1][name] = tensor
-    for old in folder.glob("model*.safetensors*"):
+    """model.safetensors; or, where files must be short, its bytes in parts: cat model.safetensors.part-* > model.safetensors"""
+    for old in folder.glob("model.safetensors*"):
         old.unlink()
-    if len(parts) == 1:
-        save_file(parts[0], folder / "model.safetensors", {"format": "pt"})
+    data = save(tensors, {"format": "pt"})
+    if len(data) <= part_bytes:
+        (folder / "model.safetensors").write_bytes(data)
         return
-    places = {}
-    for i, part in enumerate(parts, 1):
-        file = f"model-{i:05}-of-{len(parts):05}.safetensors"
-        save_file(part, folder / file, {"format": "pt"})
-        places.update(dict.fromkeys(part, file))
-    write_json(folder / "model.safetensors.index.json", {
-        "metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": places})
+    for i, start in enumerate(range(0, len(data), part_bytes)):
+        (folder / f"model.safetensors.part-{i:03}").write_bytes(data[start:start + part_bytes])
 
 
 def export(folder, model, tokenizer_path, part_bytes):
@@ -80,8 +71,7 @@ def load(folder):
     model = Llama(Config(c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"],
                          c["vocab_size"], c["max_position_embeddings"], c["rope_theta"], c["rms_norm_eps"]))
     state = {}
-    for path in folder.glob("model*.safetensors"):
-        with safe_open(path, "pt") as file:
-            state.update({name: file.get_tensor(name).float() for name in file.keys()})
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        state.update({name: file.get_tensor(name).float() for name in file.keys()})
     model.load_state_dict(state)
     return model.eval()

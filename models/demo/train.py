@@ -41,7 +41,7 @@ class Preset:
 PRESETS = {
     "demo": Preset(Config(dim=256, ffn=768, n_layers=8, n_heads=4, vocab=8192, context=1024),
                    13_107_200, 4_096_000, 8192, 4096, 0.02, 0.004),
-    "base": Preset(Config(dim=768, ffn=2048, n_layers=10, n_heads=12, vocab=8192, context=1024),
+    "base": Preset(Config(dim=768, ffn=2048, n_layers=10, n_heads=12, vocab=16384, context=1024),
                    200_000_000, 50_000_000, 65536, 65536, 0.02, 0.003),
 }
 STABLE_MIX = (45, 40, 15)  # prose, dialogue, dialogues about pith
