@@ -87,7 +87,7 @@ std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector
     for (uint32_t t = 0; t < n_tokens; ++t)
       k.quantize(m, x.data() + size_t{t} * m.n_cols, 0, m.n_blocks(), t, in);
   std::vector<uint8_t> storage;
-  uint8_t* const scratch = aligned_to_128(storage, panel_scratch_bytes(in.n_lanes));
+  uint8_t* const scratch = aligned_to_128(storage, panel_scratch_bytes(padded, in.n_lanes));
   std::vector<float> y(size_t{kPanelRows} * in.n_lanes), out(size_t{n_tokens} * m.n_rows);
   for (uint32_t p = 0; p < m.n_panels(); ++p) {
     k.panel(m, p, in, scratch, y.data());

@@ -236,15 +236,15 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch&
   asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
 }
 
-// acc += scale * sums for kRows rows of the accumulators, `lanes` apart.
+// acc [kRows, kVectors, 16] += scale * sums
 template <int kRows, int kVectors>
 [[gnu::always_inline]] inline void accumulate(const __m512i (&sums)[kRows][kVectors], const float* scales,
-                                              size_t lanes, float* acc) {
+                                              float* acc) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      float* const at = acc + static_cast<size_t>(r) * lanes + v * 16;
+      float* const at = acc + (r * kVectors + v) * 16;
       const __m512 scale = _mm512_loadu_ps(scales + v * 16);
       _mm512_storeu_ps(at, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[r][v]), _mm512_loadu_ps(at)));
     }
@@ -274,7 +274,7 @@ void block_tile(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block, 
       for (int v = 0; v < kVectors; ++v) dpbusd(sums[r][v], w, x[v]);
     }
   }
-  accumulate(sums, scales, lanes, acc_s + word * lanes + lane);
+  accumulate(sums, scales, acc_s + word * kVectors * 16);
 
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -292,7 +292,7 @@ void block_tile(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block, 
       for (int v = 0; v < kVectors; ++v) dpwssd(sums[r][v], w, x[v]);
     }
   }
-  accumulate(sums, scales, lanes, acc_m + word * lanes + lane);
+  accumulate(sums, scales, acc_m + word * kVectors * 16);
 }
 
 // y of one word for kVectors x 16 tokens from `lane` on: scales, minimums, outliers.
@@ -305,8 +305,8 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, u
                dmin = _mm512_set1_ps(_cvtsh_ss(row_scale[1]));
   __m512 sums[kVectors];
   for (int v = 0; v < kVectors; ++v)
-    sums[v] = _mm512_fnmadd_ps(dmin, _mm512_loadu_ps(acc_m + lane + v * 16),
-                               _mm512_mul_ps(d, _mm512_loadu_ps(acc_s + lane + v * 16)));
+    sums[v] = _mm512_fnmadd_ps(dmin, _mm512_loadu_ps(acc_m + v * 16),
+                               _mm512_mul_ps(d, _mm512_loadu_ps(acc_s + v * 16)));
   for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
     const uint16_t* const word =
         m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
@@ -325,35 +325,35 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, u
   for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(y + lane + v * 16, sums[v]);
 }
 
+// 16 * kVectors tokens from `lane` on: all blocks for 64 / kVectors words at a time, then y.
+template <int kVectors>
+void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, const Input& in, uint32_t lane,
+                float* acc_s, float* y) {
+  constexpr uint32_t kLanesHere = kVectors * 16, kRows = 16 / kVectors;
+  float* const acc_m = acc_s + kPanelRows * kLanesHere;
+  __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
+  for (uint32_t block = 0; block < m.n_blocks(); ++block) {
+    const uint32_t rest = m.view.layout.n_lines - block * 8, n_lines = rest < 8 ? rest : 8;
+    for (uint32_t w = 0; w < kPanelRows; w += kRows)
+      block_tile<kRows, kVectors>(blocks[block], n_lines, block, w, in, lane, acc_s, acc_m);
+  }
+  for (uint32_t w = 0; w < kPanelRows; ++w)
+    finish_word<kVectors>(m, panel, w, in, lane, acc_s + w * kLanesHere, acc_m + w * kLanesHere,
+                          y + (8 * (w % 4) + w / 4) * size_t{in.n_lanes});
+}
+
+// The whole panel is unpacked first (L2); then 64 tokens at a time, whose accumulators (16 KB) and one block of their
+// activations (8 KB) stay in L1 with that block's codes.
 template <uint32_t kGroup>
 void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
-  PanelScratch& unpacked = *reinterpret_cast<PanelScratch*>(scratch);
-  const size_t lanes = in.n_lanes;
-  float* const acc_s = unpacked.accumulators();
-  float* const acc_m = acc_s + kPanelRows * lanes;
-  __builtin_memset(acc_s, 0, 2 * kPanelRows * lanes * sizeof(float));
-  for (uint32_t block = 0; block < m.n_blocks(); ++block) {
-    unpack_block<kGroup>(m, panel, block, unpacked);
-    const uint32_t rest = m.view.layout.n_lines - block * 8, n_lines = rest < 8 ? rest : 8;
-    uint32_t lane = 0;
-    for (; lane + 64 <= lanes; lane += 64)
-      for (uint32_t w = 0; w < kPanelRows; w += 4)
-        block_tile<4, 4>(unpacked, n_lines, block, w, in, lane, acc_s, acc_m);
-    for (; lane + 32 <= lanes; lane += 32)
-      for (uint32_t w = 0; w < kPanelRows; w += 8)
-        block_tile<8, 2>(unpacked, n_lines, block, w, in, lane, acc_s, acc_m);
-    for (; lane < lanes; lane += 16)
-      for (uint32_t w = 0; w < kPanelRows; w += 16)
-        block_tile<16, 1>(unpacked, n_lines, block, w, in, lane, acc_s, acc_m);
-  }
-  for (uint32_t w = 0; w < kPanelRows; ++w) {
-    const float* const s = acc_s + w * lanes;
-    const float* const minimums = acc_m + w * lanes;
-    float* const row = y + (8 * (w % 4) + w / 4) * lanes;
-    uint32_t lane = 0;
-    for (; lane + 64 <= lanes; lane += 64) finish_word<4>(m, panel, w, in, lane, s, minimums, row);
-    for (; lane < lanes; lane += 16) finish_word<1>(m, panel, w, in, lane, s, minimums, row);
-  }
+  PanelScratch* const blocks = reinterpret_cast<PanelScratch*>(scratch);
+  for (uint32_t block = 0; block < m.n_blocks(); ++block)
+    unpack_block<kGroup>(m, panel, block, blocks[block]);
+  float* const accumulators = reinterpret_cast<float*>(blocks + m.n_blocks());
+  uint32_t lane = 0;
+  for (; lane + 64 <= in.n_lanes; lane += 64) lane_group<4>(m, panel, blocks, in, lane, accumulators, y);
+  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<2>(m, panel, blocks, in, lane, accumulators, y);
+  for (; lane < in.n_lanes; lane += 16) lane_group<1>(m, panel, blocks, in, lane, accumulators, y);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {

@@ -34,7 +34,7 @@ struct Scratch {
     out_stride = padded_head_dim + 2;
     thread_stride = std::max({spec.dim, spec.q_rows(), spec.ffn_dim}) + kLanes;
     y_stride = lanes * kPanelRows;
-    panel_stride = (panel_scratch_bytes(lanes_for(chunk)) + 63) / 64 * 64;
+    panel_stride = (panel_scratch_bytes(weights.max_padded_cols, lanes_for(chunk)) + 63) / 64 * 64;
     qkv_rows = spec.q_rows() + 2 * spec.kv_rows();
     x = arena.take<float>(n * spec.dim);
     normed = arena.take<float>(n * spec.dim);

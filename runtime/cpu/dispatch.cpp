@@ -70,8 +70,9 @@ const Kernels& select_kernels(const std::string& name) {
   throw_error(ErrorCode::kInvalidArgument, "kernels: '{}', expected auto{}", name, known);
 }
 
-uint64_t panel_scratch_bytes(uint32_t n_lanes) {
-  return sizeof(PanelScratch) + uint64_t{2} * kPanelRows * n_lanes * sizeof(float);
+uint64_t panel_scratch_bytes(uint32_t padded_cols, uint32_t n_lanes) {
+  const uint64_t n_blocks = n_lanes == 1 ? 0 : (padded_cols + kBlock - 1) / kBlock;
+  return n_blocks * sizeof(PanelScratch) + uint64_t{2} * kPanelRows * n_lanes * sizeof(float);
 }
 
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {

@@ -90,7 +90,7 @@ struct Kernels {
   void (*quantize)(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end, uint32_t lane,
                    const Input& in);
   // y [32, n_lanes] = rows 32 * panel .. of the matrix times the input. Rows past n_rows hold anything.
-  // scratch: panel_scratch_bytes(n_lanes), 64-byte aligned, private to the thread.
+  // scratch: panel_scratch_bytes(padded_cols, n_lanes), 64-byte aligned, private to the thread.
   void (*panel)(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y);
   // Rows of a panel to rows of tokens: out[t * out_stride + r] = scale * y[r * n_lanes + t], added to what is there when
   // `add`. y as panel() leaves it.
@@ -118,7 +118,7 @@ struct Kernels {
   uint64_t (*mac_loop)(uint64_t rounds);
 };
 
-uint64_t panel_scratch_bytes(uint32_t n_lanes);
+uint64_t panel_scratch_bytes(uint32_t padded_cols, uint32_t n_lanes);
 
 // Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);

@@ -1,5 +1,5 @@
-// What the prefill kernels keep of one panel while they go through its blocks: an unpacked block of 32 words (rows) x
-// 128 columns, and accumulators of all tokens behind it.
+// What the prefill kernels keep of one panel: unpacked blocks of 32 words (rows) x 128 columns, one after another or all
+// of them at once, and accumulators behind.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@ struct PanelScratch {
   alignas(64) uint8_t codes[32][128];   // [k-quad][word][4 columns]
   alignas(64) int32_t minimums[4][32];  // [pair of lines][word]: the minimums of both lines as int16
 
-  // acc_s [32 words, n_lanes], then acc_m likewise.
+  // Behind the only block. acc_s [32 words, n_lanes], then acc_m likewise.
   float* accumulators() { return reinterpret_cast<float*>(this + 1); }
 };
 static_assert(sizeof(PanelScratch) == 4096 + 512);
