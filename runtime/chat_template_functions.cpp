@@ -60,6 +60,12 @@ struct TestRow {
     const int order = compare(heap, v, args.need(0));  \
     return condition;                                  \
   }
+bool cased_test(TemplateHeap& heap, const Value& v, const char* what, bool upper) {
+  const Text& text = string_of(v, what);
+  heap.charge_text(text.size());
+  return is_cased(text.bytes(), upper);
+}
+
 const TestRow kTests[] = {
     {"defined", [](TemplateHeap&, const Value& v, Args&) { return v.kind != Value::kUndefined; }},
     {"undefined", [](TemplateHeap&, const Value& v, Args&) { return v.kind == Value::kUndefined; }},
@@ -88,10 +94,10 @@ const TestRow kTests[] = {
                 Args&) { return integer_test(v, "even", [](int64_t i) { return i % 2 == 0; }); }},
     {"divisibleby",
      [](TemplateHeap&, const Value& v, Args& args) { return divisible(v, args.integer_or(0, "num", 0)); }},
-    {"lower", [](TemplateHeap&, const Value& v,
-                 Args&) { return is_cased(string_of(v, "test 'lower'").bytes(), false); }},
-    {"upper", [](TemplateHeap&, const Value& v,
-                 Args&) { return is_cased(string_of(v, "test 'upper'").bytes(), true); }},
+    {"lower",
+     [](TemplateHeap& heap, const Value& v, Args&) { return cased_test(heap, v, "test 'lower'", false); }},
+    {"upper",
+     [](TemplateHeap& heap, const Value& v, Args&) { return cased_test(heap, v, "test 'upper'", true); }},
     {"in", [](TemplateHeap& heap, const Value& v, Args& args) { return contains(heap, args.need(0), v); }},
     {"equalto", [](TemplateHeap& heap, const Value& v, Args& args) { return equals(heap, v, args.need(0)); }},
     {"eq", [](TemplateHeap& heap, const Value& v, Args& args) { return equals(heap, v, args.need(0)); }},
@@ -173,13 +179,19 @@ Value select(TemplateHeap& heap, const Value& v, Args& args, bool wanted, bool b
   return heap.list(std::move(out));
 }
 
-Value filter_int(TemplateHeap&, const Value& v, Args& args) {
+Value filter_length(TemplateHeap& heap, const Value& v, Args&) {
+  if (v.is_string()) heap.charge_text(v.text->size());  // its characters are counted
+  return Value::of(length(v));
+}
+
+Value filter_int(TemplateHeap& heap, const Value& v, Args& args) {
   const int64_t fallback = args.integer_or(0, "default", 0);
   if (v.kind == Value::kInteger) return v;
   if (v.kind == Value::kBool) return Value::of(int64_t{v.boolean});
   if (v.kind == Value::kFloat)
     return Value::of(std::abs(v.number) < 9e18 ? static_cast<int64_t>(v.number) : fallback);
   if (!v.is_string()) return Value::of(fallback);
+  heap.charge_text(v.text->size());
   const std::string text = strip(*v.text, nullptr, true, true).bytes();
   const char* const begin = text.data() + (text.starts_with('+') ? 1 : 0);
   const char* const end = text.data() + text.size();
@@ -193,9 +205,10 @@ Value filter_int(TemplateHeap&, const Value& v, Args& args) {
   return Value::of(fallback);
 }
 
-Value filter_float(TemplateHeap&, const Value& v, Args&) {
+Value filter_float(TemplateHeap& heap, const Value& v, Args&) {
   if (v.is_number()) return Value::of(v.as_number());
   if (!v.is_string()) return Value::of(0.0);
+  heap.charge_text(v.text->size());
   const std::string text = strip(*v.text, nullptr, true, true).bytes();
   double number = 0;
   const auto read = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -333,8 +346,8 @@ struct FilterRow {
 };
 const FilterRow kFilters[] = {
     {"trim", filter_trim},
-    {"length", [](TemplateHeap&, const Value& v, Args&) { return Value::of(length(v)); }},
-    {"count", [](TemplateHeap&, const Value& v, Args&) { return Value::of(length(v)); }},
+    {"length", filter_length},
+    {"count", filter_length},
     {"join", filter_join},
     {"first", [](TemplateHeap& heap, const Value& v, Args&) { return edge(heap, v, true); }},
     {"last", [](TemplateHeap& heap, const Value& v, Args&) { return edge(heap, v, false); }},
@@ -390,10 +403,11 @@ Value split_method(TemplateHeap& heap, const Text& text, Args& args, bool from_r
 }
 
 // startswith, endswith: of one text or of any in a tuple.
-Value affix_method(const Text& text, Args& args, bool at_start) {
+Value affix_method(TemplateHeap& heap, const Text& text, Args& args, bool at_start) {
   const Value affix = args.need(0);
   const auto matches = [&](const Value& one) {
     const std::string& bytes = string_of(one, "startswith and endswith").bytes();
+    heap.charge_text(bytes.size());
     return at_start ? text.bytes().starts_with(bytes) : text.bytes().ends_with(bytes);
   };
   if (affix.kind != Value::kList) return Value::of(matches(affix));
@@ -427,8 +441,10 @@ const StringMethodRow kStringMethods[] = {
        for (Text& line : split_lines(heap, t)) out.push_back(Value::of(std::move(line)));
        return heap.list(std::move(out));
      }},
-    {"startswith", [](TemplateHeap&, const Text& t, Args& args) { return affix_method(t, args, true); }},
-    {"endswith", [](TemplateHeap&, const Text& t, Args& args) { return affix_method(t, args, false); }},
+    {"startswith",
+     [](TemplateHeap& heap, const Text& t, Args& args) { return affix_method(heap, t, args, true); }},
+    {"endswith",
+     [](TemplateHeap& heap, const Text& t, Args& args) { return affix_method(heap, t, args, false); }},
     {"upper", case_method<Case::kUpper>},
     {"lower", case_method<Case::kLower>},
     {"title", case_method<Case::kTitle>},
