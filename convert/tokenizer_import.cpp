@@ -46,7 +46,9 @@ class Import {
       : dir_(dir),
         config_(config),
         out_(out),
-        vocab_size_(config_vocab_size(config)),
+        // A text_config may leave it to the family's default, which the spec has.
+        vocab_size_(out.has("model.vocab_size") ? static_cast<uint32_t>(out.get<uint64_t>("model.vocab_size"))
+                                                : config_vocab_size(config)),
         tokenizer_config_(read_json_if_there(dir / "tokenizer_config.json")),
         special_map_(read_json_if_there(dir / "special_tokens_map.json")),
         generation_(read_json_if_there(dir / "generation_config.json")) {}

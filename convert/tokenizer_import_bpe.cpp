@@ -116,7 +116,8 @@ void BpeTables::write(Metadata& out) const {
     bytes.insert(bytes.end(), text.begin(), text.end());
     ends.push_back(static_cast<uint32_t>(bytes.size()));
   }
-  out.set("tokenizer.kind", std::string("bpe"));
+  out.set("tokenizer.kind", std::string(scores.empty() ? "bpe" : "unigram"));
+  if (!scores.empty()) out.set("tokenizer.scores", scores);
   out.set("tokenizer.token_bytes", std::move(bytes));
   out.set("tokenizer.token_ends", std::move(ends));
   out.set("tokenizer.token_kinds", kinds);

@@ -223,9 +223,38 @@ void read_merges(const Component& model, BpeTables& bpe) {
   }
 }
 
+// "vocab" is a list of [text, score]; the reference adds up in double what its files hold in float.
+void read_unigram(const Component& model, uint32_t vocab_size, BpeTables& bpe) {
+  const std::string where = model.where() + ".vocab";
+  if (bpe.byte_level) model.refuse("Unigram over bytes");
+  bpe.byte_fallback = model.flag_or("byte_fallback", false);
+  bpe.byte_tokens = bpe.byte_tokens || bpe.byte_fallback;
+  const json& list = model.at("vocab");
+  if (!list.is_array()) throw_error(ErrorCode::kFormat, "{}: expected a list", where);
+  json ids = json::object();
+  for (const json& entry : list) {
+    if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string() || !entry[1].is_number())
+      throw_error(ErrorCode::kFormat, "{}: entry {}, expected a text and a score", where,
+                  entry.dump().substr(0, 80));
+    const std::string& text = entry[0].get_ref<const std::string&>();
+    const size_t id = bpe.scores.size();
+    if (!ids.emplace(text, id).second)
+      throw_error(ErrorCode::kFormat, "{}: '{}' is there twice", where, printable(text));
+    bpe.scores.push_back(entry[1].get<float>());
+  }
+  read_vocab(ids, where, vocab_size, bpe);
+  if (!model.has("unk_id")) model.refuse("Unigram without unk_id");
+  const uint64_t unk_id = model.count_or("unk_id", 0);
+  if (unk_id >= bpe.texts.size())
+    throw_error(ErrorCode::kFormat, "{}: unk_id is {}, expected less than {}", model.where(), unk_id,
+                bpe.texts.size());
+  bpe.unk_id = static_cast<uint32_t>(unk_id);
+}
+
 void read_model(const Component& model, uint32_t vocab_size, BpeTables& bpe) {
   const std::string type = model.has("type") ? model.type() : model.has("merges") ? "BPE" : "unknown";
-  if (type != "BPE") model.refuse("type '" + type + "' (BPE is)");
+  if (type == "Unigram") return read_unigram(model, vocab_size, bpe);
+  if (type != "BPE") model.refuse("type '" + type + "' (BPE and Unigram are)");
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"})
     if (model.has(affix) && !model.text(affix).empty())
       model.refuse(fmt::format("{} '{}'", affix, model.text(affix)));

@@ -23,6 +23,7 @@ struct BpeTables {
        ignore_merges = false;
   bool byte_tokens = false;  // tokens like "<0x0A>" stand for bytes
   std::optional<uint32_t> unk_id;
+  std::vector<float> scores;  // by id: a Unigram model; without merges
   std::vector<std::string> normalizer, pretokenizer;
   std::string space;
   uint64_t decode_strip = 0;

@@ -107,12 +107,13 @@ Bpe::Bpe(const Metadata& metadata, uint32_t vocab_size, const std::vector<bool>&
     unk_id_ = static_cast<int32_t>(id);
   }
   for (uint32_t id = 0; id < vocabulary_.size(); ++id)
-    if (vocabulary_.kind(id) == TokenKind::kByte)
+    if (vocabulary_.kind(id) == TokenKind::kByte && !is_special(static_cast<int32_t>(id)))
       byte_ids_[static_cast<uint8_t>(vocabulary_.text(id)[0])] = static_cast<int32_t>(id);
   if (byte_level_)
     for (int byte = 0; byte < 256; ++byte) {
       const char text = static_cast<char>(byte);
-      byte_ids_[byte] = vocabulary_.find({&text, 1});
+      const int32_t id = vocabulary_.find({&text, 1});
+      byte_ids_[byte] = is_special(id) ? -1 : id;
     }
   load_merges(metadata.get<std::vector<uint32_t>>("tokenizer.merges"));
 }
@@ -146,7 +147,8 @@ void Bpe::load_merges(const std::vector<uint32_t>& merges) {
   }
 }
 
-// The word's first symbols: its bytes, or its code points with byte fallback and unknown tokens.
+// The word's first symbols: its bytes, or its code points with byte fallback and unknown tokens. A special token of one symbol is
+// no symbol of text.
 void Bpe::start(std::string_view word, Scratch& scratch) const {
   std::vector<Symbol>& symbols = scratch.symbols;
   symbols.clear();
@@ -161,8 +163,9 @@ void Bpe::start(std::string_view word, Scratch& scratch) const {
   };
   for (uint32_t at = 0; at < word.size();) {
     const uint32_t end = at + (byte_level_ ? 1 : code_point_at(word, at).n_bytes);
-    const int32_t id =
+    int32_t id =
         byte_level_ ? byte_ids_[static_cast<uint8_t>(word[at])] : vocabulary_.find(word.substr(at, end - at));
+    if (is_special(id)) id = -1;
     const auto has_byte = [&](char c) { return byte_ids_[static_cast<uint8_t>(c)] >= 0; };
     if (id >= 0) {
       flush_unknown();

@@ -61,7 +61,9 @@ class Bpe {
     int32_t result;  // -1 = free slot
   };
   void load_merges(const std::vector<uint32_t>& merges);
-  bool is_special(int32_t id) const { return static_cast<size_t>(id) < special_.size() && special_[id]; }
+  bool is_special(int32_t id) const {
+    return id >= 0 && static_cast<size_t>(id) < special_.size() && special_[static_cast<size_t>(id)];
+  }
   void start(std::string_view word, Scratch& scratch) const;
   Candidate merge_of(std::string_view word, const Scratch& scratch, uint32_t left) const;
 

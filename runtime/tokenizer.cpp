@@ -32,8 +32,8 @@ std::unique_ptr<Tokenizer> Tokenizer::open(const Metadata& metadata, uint32_t vo
     throw_error(ErrorCode::kFormat, "vocab_size {}, expected 1 to {}", vocab_size, (1u << 31) - 1);
   const std::string& kind = metadata.get<std::string>("tokenizer.kind");
   if (kind == "sentencepiece") return open_sentencepiece_tokenizer(metadata, vocab_size);
-  if (kind == "bpe") return open_bpe_tokenizer(metadata, vocab_size);
-  throw_error(ErrorCode::kFormat, "tokenizer.kind: '{}', expected sentencepiece or bpe", kind);
+  if (kind == "bpe" || kind == "unigram") return open_bpe_tokenizer(metadata, vocab_size);
+  throw_error(ErrorCode::kFormat, "tokenizer.kind: '{}', expected sentencepiece, bpe or unigram", kind);
 }
 
 }  // namespace pith

@@ -1,4 +1,7 @@
-// A BPE tokenizer as a tokenizer.json describes it: added tokens, normalizer, added tokens again, words, merges.
+// A BPE or Unigram tokenizer as a tokenizer.json describes it: added tokens, normalizer, added tokens again, words, and what cuts
+// a word into tokens.
+#include <optional>
+
 #include "format/error.h"
 #include "format/utf8.h"
 #include "runtime/bpe.h"
@@ -6,6 +9,7 @@
 #include "runtime/tokenizer_added.h"
 #include "runtime/tokenizer_bytes.h"
 #include "runtime/tokenizer_kinds.h"
+#include "runtime/unigram.h"
 #include "runtime/utf8.h"
 
 namespace pith {
@@ -53,6 +57,7 @@ class BpeTokenizer : public Tokenizer {
     bool at_start = true;
     std::vector<int32_t> ids;
     Bpe::Scratch scratch;
+    Unigram::Scratch unigram_scratch;
   };
   const AddedToken* added(int32_t id) const;
   bool is_token(int32_t id) const { return id >= 0 && static_cast<uint32_t>(id) < bpe_.vocabulary().size(); }
@@ -64,6 +69,7 @@ class BpeTokenizer : public Tokenizer {
   std::vector<AddedToken> added_tokens_;
   std::unordered_map<int32_t, size_t> added_by_id_;
   Bpe bpe_;
+  std::optional<Unigram> unigram_;  // then bpe_ is its vocabulary alone
   Normalizer normalizer_;
   PreTokenizer pretokenizer_;
   AddedTokens raw_splitter_, normalized_splitter_, ranged_splitter_;
@@ -84,6 +90,11 @@ BpeTokenizer::BpeTokenizer(const Metadata& metadata, uint32_t vocab_size)
       space_(metadata.get<std::string>("tokenizer.space")),
       decode_strip_(metadata.get<uint64_t>("tokenizer.decode_strip")) {
   for (size_t i = 0; i < added_tokens_.size(); ++i) added_by_id_[added_tokens_[i].id] = i;
+  if (metadata.get<std::string>("tokenizer.kind") == "unigram") {
+    if (bpe_.byte_level())
+      throw_error(ErrorCode::kFormat, "tokenizer.byte_level: true, expected false for a unigram tokenizer");
+    unigram_.emplace(metadata, bpe_.vocabulary(), special_ids(added_tokens_, vocab_size));
+  }
 }
 
 const AddedToken* BpeTokenizer::added(int32_t id) const {
@@ -93,9 +104,13 @@ const AddedToken* BpeTokenizer::added(int32_t id) const {
 
 void BpeTokenizer::encode_words(std::string_view text, bool with_prefix, Run& run) const {
   const Words words = pretokenizer_.split(std::string(text), with_prefix, run.at_start);
-  for (const TextRange range : words.ranges)
-    bpe_.encode(std::string_view(words.text).substr(range.begin, range.end - range.begin), run.ids,
-                run.scratch);
+  for (const TextRange range : words.ranges) {
+    const std::string_view word = std::string_view(words.text).substr(range.begin, range.end - range.begin);
+    if (unigram_)
+      unigram_->encode(word, run.ids, run.unigram_scratch);
+    else
+      bpe_.encode(word, run.ids, run.scratch);
+  }
 }
 
 // Text between added tokens; valid UTF-8.
@@ -142,7 +157,7 @@ std::vector<int32_t> BpeTokenizer::encode(std::string_view text, const EncodeOpt
   if (text.size() > (1u << 30))
     throw_error(ErrorCode::kInvalidArgument, "text of {} bytes, at most {} can be tokenized", text.size(),
                 1u << 30);
-  Run run{options, true, {}, {}};
+  Run run{options, true, {}, {}, {}};
   if (options.add_bos && adds_bos_) run.ids.push_back(bos_id_);
   // Ranges count bytes of the raw text, so inside them every special token is looked for there.
   const AddedTokens& splitter = options.special_ranges.empty() ? raw_splitter_ : ranged_splitter_;

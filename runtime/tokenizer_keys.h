@@ -1,6 +1,6 @@
 // What the converter stores for a tokenizer and the run time reads back: the metadata keys and the op lists.
 //
-//   tokenizer.kind            string  "sentencepiece" or "bpe"
+//   tokenizer.kind            string  "sentencepiece", "bpe" or "unigram"
 //   tokenizer.bos_id          u64     absent when there is none
 //   tokenizer.adds_bos        bool    encode() with add_bos puts it in front
 //   tokenizer.eos_ids         u32[]
@@ -20,6 +20,7 @@
 //   tokenizer.byte_fallback   bool    a code point without token becomes its bytes' tokens
 //   tokenizer.fuse_unk        bool    neighbouring unknown code points are one token
 //   tokenizer.ignore_merges   bool    a word that is a token needs no merges
+//   tokenizer.scores          f32[]   kind unigram: of token i; then merges are empty, and unknown code points are one token
 //   tokenizer.unk_id          u64     absent when there is none
 //   tokenizer.normalizer      string[] ops in order, each followed by its arguments (see NormalizerOps)
 //   tokenizer.pretokenizer    string[] likewise (see PreTokenizer)

@@ -12,6 +12,7 @@
 namespace pith {
 namespace {
 
+constexpr size_t kMaxTextBytes = 64 << 20;
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // "▁"
 
 class SentencePieceTokenizer : public Tokenizer {
@@ -89,6 +90,10 @@ const AddedToken* SentencePieceTokenizer::added(int32_t id) const {
 
 void SentencePieceTokenizer::encode_text(std::string_view text, bool with_prefix,
                                          std::vector<int32_t>& ids) const {
+  // The library counts in int, and takes some hundred bytes for each of the text's.
+  if (text.size() > kMaxTextBytes)
+    throw_error(ErrorCode::kInvalidArgument, "text of {} bytes, at most {} can be tokenized", text.size(),
+                kMaxTextBytes);
   const bool plain = with_prefix || !has_prefix_;
   if (!plain)
     std::call_once(without_prefix_loaded_, [&] { load(without_prefix_, without_dummy_prefix(model_)); });

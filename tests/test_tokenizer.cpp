@@ -65,7 +65,7 @@ TEST_CASE("ids equal the reference's on every normalizer, pre-tokenizer and deco
       ++n_compared;
     }
   }
-  CHECK(n_compared == 30 * 100);
+  CHECK(n_compared == 34 * 100);
 }
 
 TEST_CASE("ids equal the reference's on hard strings with the tokenizers under ../shared") {
@@ -168,6 +168,44 @@ TEST_CASE("a vocabulary word that is special is not found by merges") {
   const auto tokenizer = folder.open(500);
   REQUIRE(joined.find("\xc4") == std::string::npos);  // plain ASCII, or the text below would not be its bytes
   for (const int32_t found : tokenizer->encode(joined + " " + joined, {})) CHECK(found != id);
+}
+
+// A special token of one symbol would be found before any merge.
+TEST_CASE("a vocabulary symbol that is special is not found in plain text") {
+  Folder bytes, pieces, unigram;
+  json tokenizer_json = byte_level_json();
+  const int32_t bang = tokenizer_json["model"]["vocab"]["!"];
+  const json added = {{"content", "!"}, {"special", true}, {"normalized", false}};
+  const auto with = [&](json into, int32_t id) {
+    into["added_tokens"].push_back(added);
+    into["added_tokens"].back()["id"] = id;
+    return into;
+  };
+  const auto bytes_tokenizer = bytes.put("tokenizer.json", with(tokenizer_json, bang)).open(500);
+  CHECK(bytes_tokenizer->encode("a!", {}) == bytes_tokenizer->encode("a", {}));
+
+  json pieces_tokenizer = pieces_json();
+  const int32_t x = pieces_tokenizer["model"]["vocab"]["x"];
+  pieces_tokenizer = with(pieces_tokenizer, x);
+  pieces_tokenizer["added_tokens"].back()["content"] = "x";
+  const auto with_fallback = pieces.put("tokenizer.json", pieces_tokenizer).open(1000);
+  const std::vector<int32_t> ids = with_fallback->encode("ax", {});
+  CHECK(ids.back() == with_fallback->find("<0x78>"));
+  CHECK(with_fallback->decode(ids) == "ax");
+
+  const json golden = read_golden("tokenizer/variants.json");
+  for (const json& variant : golden["variants"])
+    if (variant["name"] == "unigram") {
+      json model = variant["tokenizer"];
+      model["model"].update(golden["bases"]["unigram"]);
+      const json& vocab = model["model"]["vocab"];
+      const auto found =
+          std::find_if(vocab.begin(), vocab.end(), [](const json& entry) { return entry[0] == "!"; });
+      REQUIRE(found != vocab.end());
+      const int32_t id = static_cast<int32_t>(found - vocab.begin());
+      const auto tokenizer = unigram.put("tokenizer.json", with(model, id)).open(500);
+      CHECK(tokenizer->encode("a!", {}).back() == 0);  // unknown
+    }
 }
 
 TEST_CASE("special ranges limit where special tokens are found") {
@@ -552,6 +590,35 @@ TEST_CASE("ten megabytes of one letter are one word of bounded stack") {
     const std::string text(10 << 20, c);
     CHECK(tokenizer->decode(tokenizer->encode(text, {})) == text);
   }
+}
+
+TEST_CASE("a text longer than sentencepiece's library may have is refused") {
+  Folder folder;
+  folder.link("tokenizer.model", PITH_SOURCE_DIR "/models/demo/tokenizer.model");
+  const auto tokenizer = folder.open(8192);
+  CHECK_THROWS_WITH(tokenizer->encode(std::string((64 << 20) + 1, 'a'), {}),
+                    Catch::Contains("text of 67108865 bytes, at most 67108864"));
+}
+
+TEST_CASE("a unigram vocabulary that breaks a rule is refused") {
+  const json golden = read_golden("tokenizer/variants.json");
+  json tokenizer_json;
+  for (const json& variant : golden["variants"])
+    if (variant["name"] == "unigram") tokenizer_json = variant["tokenizer"];
+  tokenizer_json["model"].update(golden["bases"]["unigram"]);
+  const auto refuse = [&](const char* pointer, const json& value, const char* message) {
+    json changed = tokenizer_json;
+    changed[json::json_pointer(pointer)] = value;
+    Folder folder;
+    folder.put("tokenizer.json", changed);
+    CHECK_THROWS_WITH(folder.open(500), Catch::Contains(message));
+  };
+  refuse("/model/vocab", json::object(), "expected a list");
+  refuse("/model/vocab/3", {"a"}, "expected a text and a score");
+  refuse("/model/vocab/3", tokenizer_json["model"]["vocab"][4], "is there twice");
+  refuse("/model/unk_id", nullptr, "Unigram without unk_id");
+  refuse("/model/unk_id", 5000, "expected less than");
+  refuse("/pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}, "Unigram over bytes");
 }
 
 TEST_CASE("the holder passes on whole code points only") {

@@ -190,6 +190,12 @@ VARIANTS = [
     ("metaspace-always", "pieces", None, metaspace("always"), METASPACE, {"byte_fallback": True}, []),
     ("metaspace-first", "pieces", None, metaspace("first"), METASPACE, {"byte_fallback": True}, []),
     ("metaspace-never", "pieces", None, metaspace("never", False), sequence("decoders", {"type": "ByteFallback"}, metaspace("never")), {"byte_fallback": True}, []),
+    ("unigram", "unigram", None, metaspace("always"), metaspace("always"), {}, []),
+    ("unigram-first", "unigram", sequence("normalizers", {"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}),
+     metaspace("first"), metaspace("first"), {}, []),
+    ("unigram-whole", "unigram", None, metaspace("never", False), metaspace("never"), {}, []),
+    ("unigram-fallback", "unigram-bytes", None, metaspace("always"), METASPACE, {"byte_fallback": True},
+     [added(0, "<|x|>", special=True, normalized=False), added(1, "zap", normalized=False)]),
     ("added", "bytes", {"type": "NFC"}, byte_level(True), BYTES, {},
      [added(0, "<|end|>", special=True, normalized=False), added(1, "<|x|>", lstrip=True, rstrip=True, normalized=False),
       added(2, "zap", single_word=True), added(3, "  ", normalized=False), added(4, "_one_")]),
@@ -205,7 +211,21 @@ VARIANTS = [
 ]
 
 
+def train_unigram(with_bytes):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    special = ["<unk>"] + [f"<0x{b:02X}>" for b in range(256)] * with_bytes
+    trainer = tokenizers.trainers.UnigramTrainer(vocab_size=600 if with_bytes else 350, special_tokens=special, unk_token="<unk>",
+                                                 show_progress=False)
+    tokenizer.train_from_iterator([TEXT], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    # Scores that a float holds, as those of sentencepiece's files are.
+    return {"unk_id": 0, "vocab": [[text, struct.unpack("<f", struct.pack("<f", score))[0]] for text, score in model["vocab"]]}
+
+
 def train(base):
+    if base.startswith("unigram"):
+        return train_unigram(base == "unigram-bytes")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     if base == "bytes":
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -221,15 +241,17 @@ def train(base):
 
 
 def variants():
-    bases = {base: train(base) for base in ("bytes", "pieces")}
+    bases = {base: train(base) for base in ("bytes", "pieces", "unigram", "unigram-bytes")}
     texts = make_strings(3, 100)
     out = {"bases": bases, "strings": texts, "variants": []}
     for name, base, normalizer, pre_tokenizer, decoder, options, tokens in VARIANTS:
         n = len(bases[base]["vocab"])
-        assert not any(token["content"] in bases[base]["vocab"] for token in tokens), name
+        assert base.startswith("unigram") or not any(token["content"] in bases[base]["vocab"] for token in tokens), name
         model = {"type": "BPE", "dropout": None, "unk_token": "<unk>" if base == "pieces" else None,
                  "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                  "ignore_merges": False, **options}
+        if base.startswith("unigram"):
+            model = {"type": "Unigram", "byte_fallback": False, **options}
         tokens = [{**token, "id": token["id"] + n} for token in tokens]
         dressed = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens, "normalizer": normalizer,
                    "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder, "model": model}
