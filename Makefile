@@ -4,6 +4,7 @@
 #   make demo     convert the bundled model and chat     make dist     the self-contained release tarball
 #   make test     build and run every test               make asan     the tests under ASan + UBSan
 #   make deps     install what building needs            make format   clang-format everything
+#   make bench    the README's table of CPU speed (random weights of two shapes, 3 GB on disk)
 #   make families what is equal to the reference, family by family
 
 BUILD  ?= build
@@ -64,6 +65,12 @@ asan:
 	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DPITH_SANITIZE=ON $(LIGHT)"
 tsan:
 	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DPITH_TSAN=ON $(LIGHT)" CTEST_FLAGS="-R session"
+
+BENCH = $(BUILD)/tinyllama-1.1b.pith $(BUILD)/llama-2-7b.pith
+$(BENCH): $(BUILD)/%.pith: | all
+	@$(BUILD)/pith synth --shape $* --bits 2.85 -o $@ >/dev/null
+bench: $(BENCH)
+	@$(BUILD)/pith bench $(BENCH) --markdown
 
 install: all
 	@cmake --build $(BUILD) -j $(JOBS)

@@ -1,4 +1,6 @@
-// pith bench: prompt and generation speed of a model here, and the share of the memory bandwidth that it reaches.
+// pith bench: prompt and generation speed of models here, each beside its floor: the memory bandwidth and the int8 peak
+// that the same threads reach. Floors are measured between the runs and a share is taken run by run, because a shared
+// machine's bandwidth and clock change by the second.
 #include <algorithm>
 #include <chrono>
 #include <memory>
@@ -10,15 +12,26 @@
 #include "runtime/cpu/measure.h"
 #include "runtime/model.h"
 #include "runtime/session.h"
+#include "runtime/thread_pool.h"
 
 namespace pith::cli {
 namespace {
 
 struct BenchCommand {
-  std::string file;
+  std::vector<std::string> files;
   uint32_t n_prompt = 512, n_tokens = 64, n_repeats = 3;
-  bool json = false;
+  bool json = false, markdown = false;
   SessionFlags flags;
+};
+
+// Medians over the repeats. The floors and shares are of a CPU; 0 on other devices.
+struct Figures {
+  std::string file, device, kernels;
+  uint32_t n_threads, n_prompt, n_tokens;
+  uint64_t weight_bytes;  // read for one token
+  double open_ms;         // from the path to a session that is ready
+  double prompt_tps, tps, macs_per_s, gb_per_s;
+  double bandwidth = 0, bandwidth_share = 0, mac_peak = 0, mac_share = 0;
 };
 
 // What one generated token reads: every weight once, but of an untied embedding only a row.
@@ -54,81 +67,151 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-int run(const BenchCommand& command) {
-  if (command.n_prompt == 0 || command.n_tokens == 0 || command.n_repeats == 0)
-    throw_error(ErrorCode::kInvalidArgument, "--prompt-tokens, --tokens and --repeat must be at least 1");
-  const auto model = Model::open(command.file);
-  const uint32_t n_vocab = model->spec().vocab_size;
-  SessionOptions options = command.flags.session_options();
-  const uint32_t n_prompt = std::min(command.n_prompt, model->spec().max_context / 2);
-  const uint32_t n_tokens = std::min(command.n_tokens, model->spec().max_context - n_prompt);
-  if (options.n_ctx == 0) options.n_ctx = n_prompt + n_tokens;
-  Session session(model, options);
-  std::vector<int32_t> ids(n_prompt + n_tokens);
+Figures measure(const BenchCommand& command, const std::string& file, SessionOptions options) {
+  std::shared_ptr<const Model> model;
+  std::unique_ptr<Session> opened;
+  Figures f{};
+  const double open_seconds = seconds([&] {
+    model = Model::open(file, command.flags.access());
+    f.n_prompt = std::min(command.n_prompt, model->spec().max_context / 2);
+    f.n_tokens = std::min(command.n_tokens, model->spec().max_context - f.n_prompt);
+    if (options.n_ctx == 0) options.n_ctx = f.n_prompt + f.n_tokens;
+    opened = std::make_unique<Session>(model, options);
+  });
+  Session& session = *opened;
+  std::vector<int32_t> ids(f.n_prompt + f.n_tokens);
   uint32_t state = 1;
-  for (int32_t& id : ids) id = static_cast<int32_t>((state = state * 1664525u + 1013904223u) % n_vocab);
+  for (int32_t& id : ids)
+    id = static_cast<int32_t>((state = state * 1664525u + 1013904223u) % model->spec().vocab_size);
 
+  const SessionOptions& resolved = session.options();
+  const bool on_cpu = resolved.device == "cpu";  // the floors are this CPU's and say nothing about a GPU
+  const double n_bytes = static_cast<double>(weight_bytes_per_token(*model)),
+               n_macs = macs_of_prompt(*model, f.n_prompt);
+  std::vector<double> prompt, generation, bandwidth, bandwidth_share, mac_peak, mac_share;
   Progress progress("runs");
-  std::vector<double> prompt_seconds, token_seconds;
   for (uint32_t i = 0; i < command.n_repeats; ++i) {
     progress.update("bench", i, command.n_repeats);
     session.rewind(0);
-    prompt_seconds.push_back(seconds([&] { session.sync(std::span(ids).first(n_prompt)); }));
-    token_seconds.push_back(seconds([&] {
-      for (uint32_t t = 0; t < n_tokens; ++t) session.append(ids[n_prompt + t]);
+    prompt.push_back(seconds([&] { session.sync(std::span(ids).first(f.n_prompt)); }));
+    if (on_cpu) {
+      mac_peak.push_back(cpu::measure_mac_peak(resolved.n_threads, resolved.kernels));
+      mac_share.push_back(n_macs / prompt.back() / mac_peak.back());
+    }
+    generation.push_back(seconds([&] {
+      for (uint32_t t = 0; t < f.n_tokens; ++t) session.append(ids[f.n_prompt + t]);
     }));
+    if (on_cpu) {
+      bandwidth.push_back(cpu::measure_read_bandwidth(resolved.n_threads, resolved.kernels));
+      bandwidth_share.push_back(n_bytes * f.n_tokens / generation.back() / bandwidth.back());
+    }
   }
-  const SessionOptions& resolved = session.options();
-  const bool on_cpu =
-      resolved.device == "cpu";  // what follows measures this CPU, so says nothing about a GPU
-  const double bandwidth =
-      on_cpu ? cpu::measure_read_bandwidth(resolved.n_threads, resolved.kernels) / 1e9 : 0;
-  const double mac_peak = on_cpu ? cpu::measure_mac_peak(resolved.n_threads, resolved.kernels) : 0;
   progress.clear();
-  const std::string kernels = on_cpu ? cpu::select_kernels(resolved.kernels).name : "";
-  const double prompt_tps = n_prompt / median(prompt_seconds), tps = n_tokens / median(token_seconds);
-  const uint64_t n_bytes = weight_bytes_per_token(*model);
-  const double macs_per_s = macs_of_prompt(*model, n_prompt) / median(prompt_seconds);
-  const double gb_per_s = static_cast<double>(n_bytes) * tps / 1e9;
 
-  if (command.json) {
-    nlohmann::ordered_json out;
-    out["file"] = command.file;
-    out["device"] = resolved.device;
-    if (on_cpu) {
-      out["kernels"] = kernels;
-      out["threads"] = resolved.n_threads;
-    }
-    out["prompt_tokens"] = n_prompt;
-    out["generated_tokens"] = n_tokens;
-    out["prompt_tps"] = prompt_tps;
-    out["generation_tps"] = tps;
-    out["weight_bytes_per_token"] = n_bytes;
-    out["gb_per_s"] = gb_per_s;
-    out["prompt_macs_per_s"] = macs_per_s;
-    if (on_cpu) {
-      out["bandwidth_gb_per_s"] = bandwidth;
-      out["bandwidth_share"] = gb_per_s / bandwidth;
-      out["int8_peak_macs_per_s"] = mac_peak;
-      out["int8_peak_share"] = macs_per_s / mac_peak;
-    }
-    write_output(out.dump(2) + "\n");
-    return kOk;
-  }
-  std::string on = "device " + resolved.device, peak_share, bandwidth_share;
+  f.file = file;
+  f.device = resolved.device;
+  f.n_threads = resolved.n_threads;
+  f.weight_bytes = weight_bytes_per_token(*model);
+  f.open_ms = open_seconds * 1e3;
+  f.prompt_tps = f.n_prompt / median(prompt);
+  f.tps = f.n_tokens / median(generation);
+  f.macs_per_s = n_macs / median(prompt);
+  f.gb_per_s = n_bytes * f.tps / 1e9;
   if (on_cpu) {
-    on = fmt::format("{} kernels, {} threads, device cpu", kernels, resolved.n_threads);
-    peak_share = fmt::format(", {:.0f} % of the int8 peak here", 100 * macs_per_s / mac_peak);
-    bandwidth_share = fmt::format("      {:.0f} % of the {:.2f} GB/s that reading memory reaches here",
-                                  100 * gb_per_s / bandwidth, bandwidth);
+    f.kernels = cpu::select_kernels(resolved.kernels).name;
+    f.bandwidth = median(bandwidth) / 1e9;
+    f.bandwidth_share = median(bandwidth_share);
+    f.mac_peak = median(mac_peak);
+    f.mac_share = median(mac_share);
   }
-  write_output(
-      fmt::format("{}: {}\n"
-                  "prompt      {:>10.1f} tokens/s  {} tokens, {:.1f} G multiply-adds/s{}\n"
-                  "generation  {:>10.1f} tokens/s  {} tokens, {} of weights each\n"
-                  "            {:>10.2f} GB/s{}\n",
-                  command.file, on, prompt_tps, n_prompt, macs_per_s / 1e9, peak_share, tps, n_tokens,
-                  human_bytes(n_bytes), gb_per_s, bandwidth_share));
+  return f;
+}
+
+nlohmann::ordered_json to_json(const Figures& f) {
+  nlohmann::ordered_json out;
+  out["file"] = f.file;
+  out["device"] = f.device;
+  if (!f.kernels.empty()) {
+    out["kernels"] = f.kernels;
+    out["threads"] = f.n_threads;
+  }
+  out["open_ms"] = f.open_ms;
+  out["prompt_tokens"] = f.n_prompt;
+  out["generated_tokens"] = f.n_tokens;
+  out["prompt_tps"] = f.prompt_tps;
+  out["generation_tps"] = f.tps;
+  out["weight_bytes_per_token"] = f.weight_bytes;
+  out["gb_per_s"] = f.gb_per_s;
+  out["prompt_macs_per_s"] = f.macs_per_s;
+  if (!f.kernels.empty()) {
+    out["bandwidth_gb_per_s"] = f.bandwidth;
+    out["bandwidth_share"] = f.bandwidth_share;
+    out["int8_peak_macs_per_s"] = f.mac_peak;
+    out["int8_peak_share"] = f.mac_share;
+  }
+  return out;
+}
+
+std::string to_lines(const Figures& f) {
+  std::string on = "device " + f.device, peak_share, bandwidth_share;
+  if (!f.kernels.empty()) {
+    on = fmt::format("{} kernels, {} threads, device cpu", f.kernels, f.n_threads);
+    peak_share = fmt::format(", {:.0f} % of the int8 peak here", 100 * f.mac_share);
+    bandwidth_share = fmt::format("      {:.0f} % of the {:.2f} GB/s that reading memory reaches here",
+                                  100 * f.bandwidth_share, f.bandwidth);
+  }
+  return fmt::format(
+      "{}: {}, ready in {:.1f} ms\n"
+      "prompt      {:>10.1f} tokens/s  {} tokens, {:.1f} G multiply-adds/s{}\n"
+      "generation  {:>10.1f} tokens/s  {} tokens, {} of weights each\n"
+      "            {:>10.2f} GB/s{}\n",
+      f.file, on, f.open_ms, f.prompt_tps, f.n_prompt, f.macs_per_s / 1e9, peak_share, f.tps, f.n_tokens,
+      human_bytes(f.weight_bytes), f.gb_per_s, bandwidth_share);
+}
+
+std::string to_markdown(const std::vector<Figures>& rows) {
+  std::string out = fmt::format(
+      "| file | threads | prompt of {} | of the int8 peak | generation | of the read bandwidth | ready in |\n"
+      "|---|---:|---:|---:|---:|---:|---:|\n",
+      rows.front().n_prompt);
+  for (const Figures& f : rows) {
+    const std::string name = f.file.substr(f.file.rfind('/') + 1);
+    out += fmt::format(
+        "| {} | {} | {:.1f} tokens/s | {:.0f} % of {:.0f} G MAC/s | {:.1f} tokens/s | {:.0f} % of {:.1f} "
+        "GB/s | "
+        "{:.1f} ms |\n",
+        name, f.n_threads, f.prompt_tps, 100 * f.mac_share, f.mac_peak / 1e9, f.tps, 100 * f.bandwidth_share,
+        f.bandwidth, f.open_ms);
+  }
+  return out;
+}
+
+int run(const BenchCommand& command) {
+  if (command.n_prompt == 0 || command.n_tokens == 0 || command.n_repeats == 0)
+    throw_error(ErrorCode::kInvalidArgument, "--prompt-tokens, --tokens and --repeat must be at least 1");
+  if (command.json && command.markdown)
+    throw_error(ErrorCode::kInvalidArgument, "--json and --markdown exclude each other");
+  std::vector<Figures> rows;
+  for (const std::string& file : command.files) {
+    SessionOptions options = command.flags.session_options();
+    if (command.markdown && !command.flags.has("threads")) {  // one thread, then as many as there are cores
+      options.n_threads = 1;
+      rows.push_back(measure(command, file, options));
+      options.n_threads = ThreadPool::n_physical_cores();
+    }
+    rows.push_back(measure(command, file, options));
+  }
+  if (command.markdown) {
+    write_output(to_markdown(rows));
+  } else if (command.json && rows.size() == 1) {
+    write_output(to_json(rows.front()).dump(2) + "\n");
+  } else if (command.json) {
+    nlohmann::ordered_json all = nlohmann::ordered_json::array();
+    for (const Figures& f : rows) all.push_back(to_json(f));
+    write_output(all.dump(2) + "\n");
+  } else {
+    for (const Figures& f : rows) write_output(to_lines(f));
+  }
   return kOk;
 }
 
@@ -137,12 +220,13 @@ int run(const BenchCommand& command) {
 void add_bench(CLI::App& root, Action& action) {
   const auto command = std::make_shared<BenchCommand>();
   CLI::App* const app =
-      root.add_subcommand("bench", "Prompt and generation speed, share of the memory bandwidth");
-  app->add_option("FILE", command->file, "A .pith file")->required()->type_name("");
+      root.add_subcommand("bench", "Prompt and generation speed, shares of the machine's bandwidth and peak");
+  app->add_option("FILE", command->files, ".pith files")->required()->type_name("");
   app->add_option("-p,--prompt-tokens", command->n_prompt, "Tokens of the prompt (512)")->type_name("N");
   app->add_option("-n,--tokens", command->n_tokens, "Tokens generated one by one (64)")->type_name("N");
   app->add_option("--repeat", command->n_repeats, "Runs, of which the median counts (3)")->type_name("N");
-  app->add_flag("--json", command->json, "Print JSON");
+  app->add_flag("--json", command->json, "Print JSON: an object, for several files an array");
+  app->add_flag("--markdown", command->markdown, "Print a table: each file on one thread and on every core");
   command->flags.add_session(*app);
   app->callback([command, &action] { action = [command] { return run(*command); }; });
 }

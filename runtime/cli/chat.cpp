@@ -347,7 +347,7 @@ void from_pipe(Chat& chat) {
 int run(const ChatOptions& options) {
   if (options.has_once && trimmed(options.once).empty())
     throw_error(ErrorCode::kInvalidArgument, "--once: the question is empty");
-  const ModelHandle model = open_model(options.file);
+  const ModelHandle model = open_model(options.file, options.flags.mmap());
   const SessionHandle session = open_session(model, options.flags.options());
   Chat chat(model, session);
   if (!chat.conversation().has_template()) {

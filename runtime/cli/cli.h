@@ -35,16 +35,19 @@ void add_verify(CLI::App& root, Action& action);
 // Options that become pith_session_open's key/value strings; the library checks the values.
 class SessionFlags {
  public:
-  void add_session(CLI::App& app);   // --ctx, --threads, --kv, --device, --kernels
+  void add_session(CLI::App& app);   // --ctx, --threads, --kv, --device, --kernels, --no-mmap
   void add_sampling(CLI::App& app);  // --temp ... --seed
   CLI::Option* add(CLI::App& app, const std::string& flags, const char* key, const std::string& help);
   bool has(std::string_view key) const;
   void set(const std::string& key, const std::string& value);
   std::vector<const char*> options() const;  // key, value, ..., nullptr; valid while *this is unchanged
   SessionOptions session_options() const;    // for commands that use the C++ classes; ignores sampling
+  bool mmap() const { return mmap_; }        // false: the file is read into memory
+  Container::Access access() const { return mmap_ ? Container::Access::kMap : Container::Access::kRead; }
 
  private:
   std::vector<std::pair<std::string, std::string>> values_;
+  bool mmap_ = true;
 };
 
 // --bits: 2.3 to 4.5, 16 or 32; throws kInvalidArgument.

@@ -61,13 +61,14 @@ std::string evaluate_text(const EvalCommand& command) {
   options.session = command.flags.session_options();
   options.max_tokens = command.max_tokens;
   options.progress = [&](uint64_t done, uint64_t total, double) { progress.update("eval", done, total); };
-  const auto model = Model::open(command.file);
+  const auto model = Model::open(command.file, command.flags.access());
   if (command.against.empty()) {
     const EvalResult result = evaluate(model, text, options);
     progress.clear();
     return show(result, command.json);
   }
-  const CompareResult result = compare(model, Model::open(command.against), text, options);
+  const CompareResult result =
+      compare(model, Model::open(command.against, command.flags.access()), text, options);
   progress.clear();
   return command.json ? to_json(result) : to_lines(result);
 }

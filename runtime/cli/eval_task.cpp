@@ -109,9 +109,10 @@ std::string evaluate_task_file(const EvalCommand& command) {
   TaskOptions options;
   options.session = command.flags.session_options();
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(task.name, done, total); };
-  const TaskResult result = evaluate_task(Model::open(command.file), task, options);
+  const TaskResult result = evaluate_task(Model::open(command.file, command.flags.access()), task, options);
   TaskResult reference;
-  if (!command.against.empty()) reference = evaluate_task(Model::open(command.against), task, options);
+  if (!command.against.empty())
+    reference = evaluate_task(Model::open(command.against, command.flags.access()), task, options);
   progress.clear();
   const TaskResult* const beside = command.against.empty() ? nullptr : &reference;
   return command.json ? to_json(task, result, beside, command.items) : to_lines(task, result, beside);

@@ -27,6 +27,9 @@ void SessionFlags::add_session(CLI::App& app) {
   add(app, "--device", "device", "auto, cpu, cuda or cuda:N")->type_name("NAME");
   add(app, "--kernels", "kernels", "auto, scalar, avx2, avx512, neon; on cuda registers, async, bulk")
       ->type_name("NAME");
+  app.add_flag_function(
+      "--no-mmap", [this](std::int64_t) { mmap_ = false; },
+      "Read the file into memory (huge pages) instead of mapping it");
 }
 
 void SessionFlags::add_sampling(CLI::App& app) {

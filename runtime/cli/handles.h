@@ -22,9 +22,10 @@ struct CloseSession {
 using ModelHandle = std::unique_ptr<pith_model, CloseModel>;
 using SessionHandle = std::unique_ptr<pith_session, CloseSession>;
 
-inline ModelHandle open_model(const std::string& path) {
+inline ModelHandle open_model(const std::string& path, bool mmap = true) {
   pith_model* model = nullptr;
-  check(pith_model_open(path.c_str(), nullptr, &model));
+  const char* const options[] = {"mmap", mmap ? "on" : "off", nullptr};
+  check(pith_model_open(path.c_str(), options, &model));
   return ModelHandle(model);
 }
 

@@ -28,7 +28,7 @@ std::string take_prompt(const RunOptions& options) {
 int run(const RunOptions& options) {
   const std::string prompt = take_prompt(options);
   if (prompt.empty()) throw_error(ErrorCode::kInvalidArgument, "the prompt is empty");
-  const ModelHandle model = open_model(options.file);
+  const ModelHandle model = open_model(options.file, options.flags.mmap());
   const SessionHandle session = open_session(model, options.flags.options());
   ReplyWriter writer;
   pith_reply reply{};

@@ -112,7 +112,8 @@ void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {
   }
   for (uint32_t i = 0; i < l.shape.n_slots; ++i) {
     const uint16_t* const slot = v.outliers + ((panel * l.shape.n_slots + i) * kPanelRows + w) * 2;
-    if (slot[0] < m.n_cols) out[m.perm[slot[0]]] += f16_to_float(slot[1]);
+    const uint16_t column = slot[0];  // read once: the mapping may change between a check and its use
+    if (column < m.n_cols) out[m.perm[column]] += f16_to_float(slot[1]);
   }
   for (uint32_t c = 0; c < m.n_cols; ++c) out[m.perm[c]] *= m.col_scale[c / 16] * scale;
 }

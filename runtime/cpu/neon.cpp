@@ -103,7 +103,8 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
     for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
       const uint16_t* const word =
           m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
-      if (word[0] < l.padded_cols) sum = __builtin_fmaf(half_to_float(word[1]), in.x_hat[word[0]], sum);
+      const uint32_t col = word[0];  // read once: the mapping may change
+      if (col < l.padded_cols) sum = __builtin_fmaf(half_to_float(word[1]), in.x_hat[col], sum);
     }
     y[kWordRow(w)] = sum;
   }
