@@ -91,6 +91,8 @@ void read_normalizer(const Component& component, int depth, std::vector<std::str
   } else if (type == "Strip") {
     push(ops, {"strip", digit(component.flag_or("strip_left", true)),
                digit(component.flag_or("strip_right", true))});
+  } else if (type == "Precompiled") {
+    push(ops, {"charsmap", component.text("precompiled_charsmap")});
   } else if (type == "StripAccents") {
     push(ops, {"strip_accents"});
   } else {

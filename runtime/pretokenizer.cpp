@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "format/error.h"
+#include "runtime/base64.h"
 #include "runtime/unicode.h"
 #include "runtime/utf8.h"
 
@@ -94,6 +95,10 @@ Normalizer::Normalizer(const std::vector<std::string>& ops) {
       op.kind = Op::kReplacePattern;
       op.pattern = std::make_shared<const Pattern>(reader.next());
       op.b = reader.next();
+    } else if (name == "charsmap") {
+      op.kind = Op::kCharsMap;
+      op.charsmap =
+          std::make_shared<const CharsMap>(decode_base64(reader.next(), "tokenizer.normalizer: charsmap"));
     } else if (name == "strip") {
       op.kind = Op::kStrip, op.left = reader.flag(), op.right = reader.flag();
     } else {
@@ -156,6 +161,9 @@ std::string Normalizer::apply(std::string_view text, bool with_prefix) const {
         break;
       case Op::kStripAccents:
         out = without_accents(out);
+        break;
+      case Op::kCharsMap:
+        out = op.charsmap->apply(out);
         break;
     }
     // Replacements come from a file: two dozen that double the text would take all memory.

@@ -2,7 +2,7 @@
 // that a tokenizer.json declares, run in order (convert/tokenizer_import.cpp writes the lists).
 //
 // Normalizer ops: "prepend" S | "replace" FROM TO | "replace_pattern" REGEX TO | "nfc" | "nfd" | "nfkc" | "nfkd" |
-//   "lowercase" | "strip" "0|1" "0|1" (left, right) | "strip_accents"
+//   "lowercase" | "strip" "0|1" "0|1" (left, right) | "strip_accents" | "charsmap" BASE64
 // Pre-tokenizer ops: "split" REGEX BEHAVIOR "0|1" (inverted) | "split_text" S BEHAVIOR "0|1" | "prefix_space" |
 //   "digits" "0|1" (each on its own) | "punctuation" BEHAVIOR | "white_space" (removed) |
 //   "metaspace" S "always|first|never" "0|1" (split)
@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/charsmap.h"
 #include "runtime/regex.h"
 
 namespace pith {
@@ -38,11 +39,13 @@ class Normalizer {
       kNfkd,
       kLowercase,
       kStrip,
-      kStripAccents
+      kStripAccents,
+      kCharsMap
     } kind;
     std::string a, b;
     bool left = false, right = false;
     std::shared_ptr<const Pattern> pattern;
+    std::shared_ptr<const CharsMap> charsmap;
   };
   std::vector<Op> ops_;
 };

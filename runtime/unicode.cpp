@@ -128,4 +128,17 @@ bool is_lower(char32_t c) {
   return utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_LL;
 }
 
+size_t grapheme_end(std::string_view text, size_t at) {
+  utf8proc_int32_t state = 0;
+  CodePoint point = code_point_at(text, at);
+  for (at += point.n_bytes; at < text.size(); at += point.n_bytes) {
+    const CodePoint next = code_point_at(text, at);
+    if (utf8proc_grapheme_break_stateful(static_cast<utf8proc_int32_t>(point.value),
+                                         static_cast<utf8proc_int32_t>(next.value), &state))
+      break;
+    point = next;
+  }
+  return at;
+}
+
 }  // namespace pith

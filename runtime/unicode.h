@@ -13,6 +13,9 @@ std::string to_lower(std::string_view text);
 std::string to_upper(std::string_view text);
 std::string without_accents(std::string_view text);  // drops marks (M*)
 
+// Where the grapheme cluster that begins at byte `at` of a valid text ends.
+size_t grapheme_end(std::string_view text, size_t at);
+
 bool is_white_space(char32_t c);  // the White_Space property
 bool is_number(char32_t c);       // Nd, Nl, No
 bool is_punctuation(char32_t c);  // ASCII punctuation or P*

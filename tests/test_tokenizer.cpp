@@ -65,7 +65,7 @@ TEST_CASE("ids equal the reference's on every normalizer, pre-tokenizer and deco
       ++n_compared;
     }
   }
-  CHECK(n_compared == 34 * 100);
+  CHECK(n_compared == 35 * 100);
 }
 
 TEST_CASE("ids equal the reference's on hard strings with the tokenizers under ../shared") {
@@ -424,7 +424,15 @@ TEST_CASE("import refuses by name what it does not understand") {
     const char* message;
   };
   const Case cases[] = {
-      {"/normalizer", {{"type", "Precompiled"}}, ErrorCode::kUnsupported, "normalizer: type 'Precompiled'"},
+      {"/normalizer", {{"type", "Precompiled"}}, ErrorCode::kFormat, "'precompiled_charsmap' is missing"},
+      {"/normalizer",
+       {{"type", "Precompiled"}, {"precompiled_charsmap", "AAAA"}},
+       ErrorCode::kFormat,
+       "a trie of 0 bytes in 0"},
+      {"/normalizer",
+       {{"type", "Precompiled"}, {"precompiled_charsmap", "BAAAAAAAAABh"}},  // one unit, then "a"
+       ErrorCode::kFormat,
+       "the last text does not end"},
       {"/pre_tokenizer",
        {{"type", "UnicodeScripts"}},
        ErrorCode::kUnsupported,

@@ -12,10 +12,12 @@ import base64
 import json
 import random
 import struct
+import tempfile
 import unicodedata
 from pathlib import Path
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 import tiktoken
 import tokenizers
 
@@ -193,6 +195,8 @@ VARIANTS = [
     ("unigram", "unigram", None, metaspace("always"), metaspace("always"), {}, []),
     ("unigram-first", "unigram", sequence("normalizers", {"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}),
      metaspace("first"), metaspace("first"), {}, []),
+    ("unigram-precompiled", "unigram", sequence("normalizers", "charsmap", {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}),
+     sequence(PRE, {"type": "WhitespaceSplit"}, metaspace("always")), metaspace("always"), {}, []),
     ("unigram-whole", "unigram", None, metaspace("never", False), metaspace("never"), {}, []),
     ("unigram-fallback", "unigram-bytes", None, metaspace("always"), METASPACE, {"byte_fallback": True},
      [added(0, "<|x|>", special=True, normalized=False), added(1, "zap", normalized=False)]),
@@ -240,11 +244,28 @@ def train(base):
     return {"vocab": model["vocab"], "merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]}
 
 
+def charsmap():
+    """sentencepiece's compiled table of a few replacements: full width, ligatures, accents, blanks, and deletions."""
+    rules = [(chr(0xff01 + i), chr(0x21 + i)) for i in range(94)] + [
+        ("\ufb01", "fi"), ("e\u0301", "\u00e9"), ("a\u0308", "\u00e4"), ("\u212b", "\u00c5"), ("\u3000", " "), ("\t", " "),
+        ("\n", " "), ("\u200b", " "), ("\ufeff", ""), ("\u0958", "\u0915\u093c"), ("\u2167", "VIII")]
+    with tempfile.TemporaryDirectory() as folder:
+        tsv = Path(folder) / "rules.tsv"
+        tsv.write_text("".join(" ".join(f"{ord(c):X}" for c in a) + "\t" + " ".join(f"{ord(c):X}" for c in b) + "\n" for a, b in rules))
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXT.splitlines()), model_prefix=f"{folder}/m", vocab_size=200,
+                                                 normalization_rule_tsv=str(tsv), hard_vocab_limit=False, minloglevel=2)
+        model = sentencepiece_model_pb2.ModelProto()
+        model.ParseFromString(Path(f"{folder}/m.model").read_bytes())
+        return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()}
+
+
 def variants():
     bases = {base: train(base) for base in ("bytes", "pieces", "unigram", "unigram-bytes")}
     texts = make_strings(3, 100)
     out = {"bases": bases, "strings": texts, "variants": []}
     for name, base, normalizer, pre_tokenizer, decoder, options, tokens in VARIANTS:
+        if "charsmap" in (normalizer or {}).get("normalizers", []):
+            normalizer = sequence("normalizers", charsmap(), *normalizer["normalizers"][1:])
         n = len(bases[base]["vocab"])
         assert base.startswith("unigram") or not any(token["content"] in bases[base]["vocab"] for token in tokens), name
         model = {"type": "BPE", "dropout": None, "unk_token": "<unk>" if base == "pieces" else None,
