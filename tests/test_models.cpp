@@ -51,6 +51,24 @@ const char* const kQwen3 = R"({"architectures": ["Qwen3ForCausalLM"], "attention
   "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
   "transformers_version": "4.51.0", "use_cache": true, "use_sliding_window": false, "vocab_size": 151936})";
 
+const char* const kGemma3Multimodal = R"({"architectures": ["Gemma3ForConditionalGeneration"],
+  "boi_token_index": 255999, "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+  "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3", "text_config": {"hidden_size": 2560,
+  "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0,
+  "rope_type": "linear"}, "sliding_window": 1024}, "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+  "vision_config": {"hidden_size": 1152, "image_size": 896}})";
+
+const char* const kGptOss = R"({"architectures": ["GptOssForCausalLM"], "attention_bias": true,
+  "attention_dropout": 0.0, "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
+  "hidden_size": 2880, "initial_context_length": 4096, "initializer_range": 0.02, "intermediate_size": 2880,
+  "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4,
+  "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": false,
+  "pad_token_id": 199999, "quantization_config": {"modules_to_not_convert": ["lm_head"], "quant_method": "mxfp4"},
+  "rms_norm_eps": 1e-05, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+  "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false}, "rope_theta": 150000,
+  "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0, "tie_word_embeddings": false,
+  "transformers_version": "4.55.0.dev0", "use_cache": true, "vocab_size": 201088})";
+
 nlohmann::json with(const char* base, const char* patch) {
   nlohmann::json json = nlohmann::json::parse(base);
   json.update(nlohmann::json::parse(patch));
@@ -123,6 +141,54 @@ TEST_CASE("published configs are read into the shapes of their models") {
   CHECK(qwen3.qk_norm);
   CHECK(qwen3.q_rows() == 2048);
   CHECK_FALSE(qwen3.qkv_bias);
+}
+
+TEST_CASE("what a published config leaves to the reference's class is the class's default") {
+  const ModelSpec gemma = read(kGemma3Multimodal);
+  CHECK(gemma.vocab_size == 262208);
+  CHECK(gemma.q_rows() == 8 * 256);
+  CHECK(gemma.kv_rows() == 4 * 256);
+  CHECK(gemma.max_context == 131072);
+  CHECK(gemma.tied_embeddings);
+  CHECK(gemma.embedding_scale == 50.5f);  // sqrt(2560) in bfloat16
+  CHECK(gemma.attn_scale == Approx(1 / 16.0));
+  CHECK(gemma.layers.at(4).window == 1024);
+  CHECK(gemma.layers.at(5).window == 0);
+  CHECK(gemma.ropes.at(0).inv_freq[1] == Approx(std::pow(1e6, -2.0 / 256) / 8));
+  CHECK(gemma.ropes.at(1).inv_freq[1] == Approx(std::pow(1e4, -2.0 / 256)));
+
+  const ModelSpec oss = read(kGptOss);
+  CHECK(oss.layers.at(0).window == 128);
+  CHECK(oss.layers.at(1).window == 0);
+  CHECK(oss.ropes.at(0).scale == Approx(0.1 * std::log(32.0) + 1));
+  CHECK(oss.n_experts == 32);
+  const std::vector<TensorPlan> plan = family_for("GptOssForCausalLM", "").plan(oss);
+  const TensorPlan* const gate_up = find(plan, "layers.1.experts.31.gate_up");
+  REQUIRE(gate_up != nullptr);
+  CHECK(gate_up->sources.at(1).name == "model.layers.1.mlp.experts.gate_up_proj");
+  CHECK(gate_up->sources[1].row_begin == 1);
+  CHECK(gate_up->sources[1].row_step == 2);
+  CHECK(gate_up->sources[1].stack_idx == 31);
+}
+
+TEST_CASE("switches of the new families that pith lacks are refused with their names") {
+  const auto refuse = [](const nlohmann::json& json, const char* part) {
+    CHECK_THROWS_WITH(read(json), Contains(part));
+  };
+  refuse(with(kGptOss, R"({"swiglu_limit": 5.0})"), "swiglu_limit is 5, expected 7");
+  refuse(with(kGptOss, R"({"num_experts_per_tok": 33})"), "num_experts_per_tok is 33, expected at most");
+  refuse(with(kGptOss, R"({"quantization_config": {"quant_method": "awq"}})"), "quantized already");
+  refuse(with(kGemma3Multimodal, R"({"text_config": null})"), "'text_config' is missing");
+  nlohmann::json json = nlohmann::json::parse(kGemma3Multimodal);
+  json["text_config"]["surprise"] = 1;
+  refuse(json, "text_config: unknown key 'surprise'");
+  json = nlohmann::json::parse(kGemma3Multimodal);
+  json["text_config"]["use_bidirectional_attention"] = true;
+  refuse(json, "use_bidirectional_attention");
+  json =
+      with(kQwen3, R"({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 768, "mlp_only_layers": [0]})");
+  refuse(json, "layers without experts");
 }
 
 TEST_CASE("qwen windows follow use_sliding_window, max_window_layers and layer_types") {
