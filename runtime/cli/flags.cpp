@@ -25,7 +25,8 @@ void SessionFlags::add_session(CLI::App& app) {
   add(app, "--kv", "kv", "Key/value cache: f16 or i8")->type_name("TYPE");
   add(app, "--chunk", "prefill_chunk", "Tokens of a prompt run at once (default: 128)")->type_name("N");
   add(app, "--device", "device", "auto, cpu, cuda or cuda:N")->type_name("NAME");
-  add(app, "--kernels", "kernels", "auto, scalar, avx2, avx512, neon; on cuda registers, async, bulk")
+  add(app, "--kernels", "kernels",
+      "auto, scalar, avx2, avxvnni, avx512-plain, avx512, neon; on cuda registers, async, bulk")
       ->type_name("NAME");
   app.add_flag_function(
       "--no-mmap", [this](std::int64_t) { mmap_ = false; },

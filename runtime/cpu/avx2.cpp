@@ -3,6 +3,7 @@
 // Q24, one token: a vector is 8 words (rows) of a half line. Per k-quad p, codes 4*hi + lo (<= 15) as bytes meet the
 // broadcast activations in vpmaddubsw: pair sums of at most 3810 for each of the four quads of a line, 15240 together,
 // so they add up in int16; one vpmaddwd with the group's scale in both halves of a word then gives s * sum in int32.
+// With AVX-VNNI (avxvnni.cpp) vpdpbusd sums a line in int32 at once, still below 2^15, and vpdpwssd applies the scale.
 // More tokens: a vector is 8 tokens; a panel's codes are unpacked block by block and broadcast.
 #include <immintrin.h>
 
@@ -48,21 +49,47 @@ __m256i quad(const int8_t* a) {
   return _mm256_set1_epi32(bits);
 }
 
-// int16 pair sums of one line for 8 rows; a: the line's 16 activations.
+// One line's sum of codes * activations grows by a quad: int32, or its two halves in int16 without VNNI.
+__m256i add_quad(__m256i sum, __m256i codes, __m256i a) {
+#ifdef __AVXVNNI__
+  return _mm256_dpbusd_avx_epi32(sum, codes, a);
+#else
+  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, a));
+#endif
+}
+// acc + scale * sum of a line; `scales` as the next two make them. A minimum meets sums of a alike.
+__m256i add_scaled(__m256i acc, __m256i sum, __m256i scales) {
+#ifdef __AVXVNNI__
+  return _mm256_dpwssd_avx_epi32(acc, sum, scales);
+#else
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, scales));
+#endif
+}
+#ifdef __AVXVNNI__
+constexpr bool kHalves = false;  // the scale meets the low half, which is all of the sum
+#else
+constexpr bool kHalves = true;
+#endif
+__m256i scale_operand(__m256i s) {
+  return kHalves ? _mm256_or_si256(s, _mm256_slli_epi32(s, 16)) : s;
+}
+__m256i scale_operand(int s) {
+  return _mm256_set1_epi32(kHalves ? s | s << 16 : s);
+}
+
+// Sum of one line for 8 rows; a: the line's 16 activations.
 __m256i line_sums(__m256i hi, const int8_t* a) {
-  const __m256i s0 = _mm256_maddubs_epi16(coarse_codes<0>(hi), quad(a));
-  const __m256i s1 = _mm256_maddubs_epi16(coarse_codes<1>(hi), quad(a + 4));
-  const __m256i s2 = _mm256_maddubs_epi16(coarse_codes<2>(hi), quad(a + 8));
-  const __m256i s3 = _mm256_maddubs_epi16(coarse_codes<3>(hi), quad(a + 12));
-  return _mm256_add_epi16(_mm256_add_epi16(s0, s1), _mm256_add_epi16(s2, s3));
+  __m256i sum = add_quad(_mm256_setzero_si256(), coarse_codes<0>(hi), quad(a));
+  sum = add_quad(sum, coarse_codes<1>(hi), quad(a + 4));
+  sum = add_quad(sum, coarse_codes<2>(hi), quad(a + 8));
+  return add_quad(sum, coarse_codes<3>(hi), quad(a + 12));
 }
 __m256i line_sums(__m256i hi, __m256i lo, const int8_t* a) {
   const auto codes = [](__m256i h, __m256i l) { return _mm256_or_si256(h, l); };
-  const __m256i s0 = _mm256_maddubs_epi16(codes(coarse_codes<0>(hi), fine_codes<0>(lo)), quad(a));
-  const __m256i s1 = _mm256_maddubs_epi16(codes(coarse_codes<1>(hi), fine_codes<1>(lo)), quad(a + 4));
-  const __m256i s2 = _mm256_maddubs_epi16(codes(coarse_codes<2>(hi), fine_codes<2>(lo)), quad(a + 8));
-  const __m256i s3 = _mm256_maddubs_epi16(codes(coarse_codes<3>(hi), fine_codes<3>(lo)), quad(a + 12));
-  return _mm256_add_epi16(_mm256_add_epi16(s0, s1), _mm256_add_epi16(s2, s3));
+  __m256i sum = add_quad(_mm256_setzero_si256(), codes(coarse_codes<0>(hi), fine_codes<0>(lo)), quad(a));
+  sum = add_quad(sum, codes(coarse_codes<1>(hi), fine_codes<1>(lo)), quad(a + 4));
+  sum = add_quad(sum, codes(coarse_codes<2>(hi), fine_codes<2>(lo)), quad(a + 8));
+  return add_quad(sum, codes(coarse_codes<3>(hi), fine_codes<3>(lo)), quad(a + 12));
 }
 
 // The 8 words' bytes s | m << 4 of the line's group, one in each 32-bit lane.
@@ -98,10 +125,9 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
                             load256(fine + size_t{line - first_fine} * q24::kLineBytes + i * 32), a);
         const __m256i sm = group_bytes(pair + i * 16, g & 1);
         const __m256i s = _mm256_and_si256(sm, _mm256_set1_epi32(15));
-        const __m256i s_both = _mm256_or_si256(s, _mm256_slli_epi32(s, 16));
-        big_t[i] = _mm256_add_epi32(big_t[i], _mm256_madd_epi16(sums, s_both));
+        big_t[i] = add_scaled(big_t[i], sums, scale_operand(s));
         // m in the low half, 0 in the high: the sum's high half does not matter
-        big_m[i] = _mm256_add_epi32(big_m[i], _mm256_madd_epi16(_mm256_srli_epi32(sm, 4), sum_a));
+        big_m[i] = add_scaled(big_m[i], _mm256_srli_epi32(sm, 4), sum_a);
       }
     }
     const __m256 scale = _mm256_set1_ps(in.scales[block]);
@@ -176,7 +202,7 @@ void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, cons
   for (uint32_t line = begin; line < end; ++line) {
     const uint32_t g = line >> group_shift;
     const int sm = scales[size_t{g / 2} * 64 + (g & 1)];
-    const __m256i s = _mm256_set1_epi16(static_cast<int16_t>(sm & 15));
+    const __m256i s = scale_operand(sm & 15);
     // The sums of a pair of lines lie together; m is placed at this line's half.
     const __m256i minimum = _mm256_set1_epi32((sm >> 4) << (line % 2 * 16));
     const int8_t* const a = in.a + (size_t{line} * 4 * in.n_lanes + lane) * 4;
@@ -185,12 +211,11 @@ void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, cons
     for (uint32_t p = 0; p < 4; ++p)
       quads[p] = quad(reinterpret_cast<const int8_t*>(unpacked.codes[(line - begin) * 4 + p] + w * 4));
     for (int v = 0; v < kVectors; ++v) {
-      __m256i sum = _mm256_maddubs_epi16(quads[0], load256(a + v * 32));
-      for (uint32_t p = 1; p < 4; ++p)
-        sum = _mm256_add_epi16(
-            sum, _mm256_maddubs_epi16(quads[p], load256(a + size_t{p} * in.n_lanes * 4 + v * 32)));
-      big_t[v] = _mm256_add_epi32(big_t[v], _mm256_madd_epi16(sum, s));
-      big_m[v] = _mm256_add_epi32(big_m[v], _mm256_madd_epi16(load256(sums + v * 16), minimum));
+      __m256i sum = _mm256_setzero_si256();
+      for (uint32_t p = 0; p < 4; ++p)
+        sum = add_quad(sum, quads[p], load256(a + size_t{p} * in.n_lanes * 4 + v * 32));
+      big_t[v] = add_scaled(big_t[v], sum, s);
+      big_m[v] = add_scaled(big_m[v], load256(sums + v * 16), minimum);
     }
   }
   for (int v = 0; v < kVectors; ++v) {
@@ -281,7 +306,7 @@ uint64_t mac_loop(uint64_t rounds) {
   for (uint64_t i = 0; i < rounds; ++i)
     for (__m256i& sum : sums) {
       asm volatile("" : "+x"(a));  // a new operand each time, to the compiler
-      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
+      sum = add_quad(sum, a, b);
     }
   for (__m256i& sum : sums) asm volatile("" : "+x"(sum));
   return rounds * 8 * 32;
@@ -289,9 +314,15 @@ uint64_t mac_loop(uint64_t rounds) {
 
 }  // namespace
 
+#ifdef __AVXVNNI__
+const Kernels kAvxVnniKernels = {
+    "avxvnni",
+#else
 const Kernels kAvx2Kernels = {
-    "avx2",     Avx2::rms_norm, Avx2::quantize, panel,         Avx2::store,  Avx2::gate, Avx2::softcap,
-    Avx2::rope, Avx2::append,   Avx2::attend,   Avx2::combine, Avx2::finish, read,       mac_loop,
+    "avx2",
+#endif
+    Avx2::rms_norm, Avx2::quantize, panel,         Avx2::store,  Avx2::gate, Avx2::softcap, Avx2::rope,
+    Avx2::append,   Avx2::attend,   Avx2::combine, Avx2::finish, read,       mac_loop,
 };
 
 }  // namespace pith::cpu

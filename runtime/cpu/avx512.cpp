@@ -1,4 +1,4 @@
-// AVX-512 kernels (VNNI and GFNI). Same bits as scalar.cpp.
+// AVX-512 kernels (VNNI, and GFNI where avx512_plain.cpp does not say otherwise). Same bits as scalar.cpp.
 //
 // Q24, one token: a vector is the 16 words (rows) of a half line. One GFNI instruction extracts the codes of a quad
 // (four columns) as bytes, one vpdpbusd multiplies them with four broadcast activations. A line's sums fit int16
@@ -32,6 +32,7 @@ int32_t load_word(const void* p) {
 
 // ---- codes --------------------------------------------------------------------------------------------------------
 
+#ifdef __GFNI__
 // GF(2) matrices for vgf2p8affineqb: output bit i is the parity of input & byte 7 - i. Bits 2p, 2p + 1 of a byte move
 // to bits 2, 3 (hi: the code times 4) or to bits 0, 1 (lo).
 constexpr long long kHiMatrix(int p) {
@@ -51,6 +52,19 @@ __m512i lo_codes(__m512i lo) {
   if constexpr (kQuad == 0) return _mm512_and_si512(lo, _mm512_set1_epi8(0x03));
   return _mm512_gf2p8affine_epi64_epi8(lo, _mm512_set1_epi64(kLoMatrix(kQuad)), 0);
 }
+#else  // two instructions instead of one
+template <int kQuad>
+__m512i hi_codes(__m512i hi) {
+  const __m512i moved = kQuad == 0   ? _mm512_slli_epi32(hi, 2)
+                        : kQuad == 1 ? hi
+                                     : _mm512_srli_epi32(hi, kQuad * 2 - 2);
+  return _mm512_and_si512(moved, _mm512_set1_epi8(0x0c));
+}
+template <int kQuad>
+__m512i lo_codes(__m512i lo) {
+  return _mm512_and_si512(kQuad == 0 ? lo : _mm512_srli_epi32(lo, kQuad * 2), _mm512_set1_epi8(0x03));
+}
+#endif
 
 // Scales and minimums of a pair of lines for 16 words, each as int16 pairs (even line, odd line).
 struct PairScales {
@@ -390,11 +404,16 @@ uint64_t mac_loop(uint64_t rounds) {
 
 }  // namespace
 
+#ifdef __GFNI__
 const Kernels kAvx512Kernels = {
-    "avx512",       Avx512::rms_norm, Avx512::quantize, panel,
-    Avx512::store,  Avx512::gate,     Avx512::softcap,  Avx512::rope,
-    Avx512::append, Avx512::attend,   Avx512::combine,  Avx512::finish,
-    read,           mac_loop,
+    "avx512",
+#else
+const Kernels kAvx512PlainKernels = {
+    "avx512-plain",
+#endif
+    Avx512::rms_norm, Avx512::quantize, panel,          Avx512::store,   Avx512::gate,   Avx512::softcap,
+    Avx512::rope,     Avx512::append,   Avx512::attend, Avx512::combine, Avx512::finish, read,
+    mac_loop,
 };
 
 }  // namespace pith::cpu

@@ -1,6 +1,8 @@
 // Which kernels this CPU can run, and what they share whatever the instruction set.
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 #include "format/float16.h"
@@ -16,13 +18,23 @@ bool always() {
 }
 
 #if defined(__x86_64__)
+// What __builtin_cpu_supports does not know in every compiler is asked of the CPU; it covers what the system must save.
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
-bool has_avx512() {
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+}
+bool has_avx512_vnni() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("gfni");
+         __builtin_cpu_supports("avx512vnni");
+}
+bool has_avx512() {
+  return has_avx512_vnni() && __builtin_cpu_supports("gfni");
 }
 #elif defined(__aarch64__)
 bool has_dot_product() {
@@ -38,7 +50,7 @@ struct Entry {
 const Entry kEntries[] = {
     {&kScalarKernels, always},
 #if defined(__x86_64__)
-    {&kAvx2Kernels, has_avx2},
+    {&kAvx2Kernels, has_avx2},     {&kAvxVnniKernels, has_avx_vnni}, {&kAvx512PlainKernels, has_avx512_vnni},
     {&kAvx512Kernels, has_avx512},
 #elif defined(__aarch64__)
     {&kNeonKernels, has_dot_product},

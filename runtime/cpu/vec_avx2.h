@@ -5,6 +5,7 @@
 #include <cstdint>
 
 namespace pith::cpu {
+namespace {  // one type a kernel file: two of them are compiled from one source, for different CPUs
 
 struct VecAvx2 {
   __m256 lo, hi;
@@ -130,4 +131,5 @@ struct VecAvx2 {
   }
 };
 
+}  // namespace
 }  // namespace pith::cpu

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 namespace pith::cpu {
+namespace {  // one type a kernel file: two of them are compiled from one source, for different CPUs
 
 struct VecAvx512 {
   __m512 v;
@@ -92,4 +93,5 @@ struct VecAvx512 {
   static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 };
 
+}  // namespace
 }  // namespace pith::cpu
