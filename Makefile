@@ -4,6 +4,7 @@
 #   make demo     convert the bundled model and chat     make dist     the self-contained release tarball
 #   make test     build and run every test               make asan     the tests under ASan + UBSan
 #   make deps     install what building needs            make format   clang-format everything
+#   make ablation what each lever of the quantizer is worth
 #   make bench    the README's table of CPU speed (random weights of two shapes, 3 GB on disk)
 #   make families what is equal to the reference, family by family
 
@@ -28,7 +29,7 @@ if [ -n "$$missing" ]; then echo "installing:$$missing"; \
   $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 endef
 
-.PHONY: all deps test families demo asan tsan install dist check format check-deps dist-deps clean
+.PHONY: ablation all deps test families demo asan tsan install dist check format check-deps dist-deps clean
 all: deps $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS) --target pith
 
@@ -58,6 +59,10 @@ $(MODEL): models/demo/model.safetensors | all
 demo: $(MODEL)
 	@if [ -t 0 ]; then $(BUILD)/pith chat $(MODEL); \
 	else $(BUILD)/pith chat $(MODEL) --once "What is pith?"; fi
+
+# What each lever of the quantizer is worth, on the demo model: half an hour on two cores. TEXT=FILE for another text.
+ablation: all
+	@tests/ablation.py $(BUILD)/pith --work $(BUILD)/ablation $(if $(TEXT),--text $(TEXT))
 
 # Sanitizers find what they find at -O1; -g1 is enough for line numbers, and no sanitizer looks into GPU code.
 LIGHT = -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS='-O1 -g1' -DPITH_CUDA=OFF

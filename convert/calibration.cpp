@@ -134,6 +134,7 @@ Divergence Calibration::held_out(const std::vector<float>& norm, const std::vect
   for (uint32_t begin = n_counted_; begin < n_tokens_; begin += tokens_.window) {
     const size_t at = size_t{begin} * spec_.dim;
     forward_.logits(original_.residual.data() + at, tokens_.window, norm, head_original, p);
+    log_probabilities(p, spec_.vocab_size, n_threads_);
     forward_.logits(quantized_.residual.data() + at, tokens_.window, norm, head_quantized, q);
     add_divergence(p, q, spec_.vocab_size, tokens_.ids.data() + begin + 1, n_threads_, sums);
   }

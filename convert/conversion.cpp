@@ -153,14 +153,16 @@ void Conversion::start_calibration(const Metadata& metadata) {
 // The whole checkpoint once in float32, with rounded variants of every matrix beside it: sensitivity.h.
 void Conversion::measure() {
   const Timed timed(report_, "measure");
+  const bool wants_curves = options_.levers.budget == Budget::kMeasured;
   SensitivityOptions wanted;
   options_.levers.apply_to(wanted.quantize);
-  wanted.groups = options_.levers.group > 0 ? std::vector<uint32_t>{options_.levers.group}
-                                            : std::vector<uint32_t>{16, 32};
-  wanted.outlier_shares = options_.levers.outliers == Outliers::kNone ? std::vector<double>{0}
-                          : options_.levers.outliers == Outliers::kAuto
-                              ? std::vector<double>{0, kOutlierShare}
-                              : std::vector<double>{kOutlierShare};
+  if (wants_curves) {
+    const Levers& levers = options_.levers;
+    wanted.groups = levers.group > 0 ? std::vector<uint32_t>{levers.group} : std::vector<uint32_t>{16, 32};
+    wanted.outlier_shares = levers.outliers == Outliers::kNone   ? std::vector<double>{0}
+                            : levers.outliers == Outliers::kAuto ? std::vector<double>{0, kOutlierShare}
+                                                                 : std::vector<double>{kOutlierShare};
+  }
   SensitivityRun sensitivity(source_.spec, tokens_, std::move(wanted), n_threads_);
   std::vector<float> norm, head;
   std::array<std::vector<float>, std::size(kParts)> weights;
@@ -183,8 +185,8 @@ void Conversion::measure() {
   weights = {};
   for (const TensorPlan& plan : source_.plan)
     if (plan.name == head_name) head = read(plan);
-  head_hessian_ = sensitivity.head_hessian(norm);
-  curves_ = sensitivity.finish(norm, head);
+  if (options_.levers.head) head_hessian_ = sensitivity.head_hessian(norm);
+  if (wants_curves) curves_ = sensitivity.finish(norm, head);
 }
 
 void Conversion::check_reached(double bits) {
@@ -286,7 +288,7 @@ QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, const std::ve
   }
   const Timed timed(report_, "quantize");
   const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
-  if (!head_hessian_ || plan.name != head_name || !options_.levers.compensate)
+  if (!head_hessian_ || plan.name != head_name)
     return quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
   Hessian hessian = *head_hessian_;
   double mean = 0;
@@ -357,8 +359,8 @@ void Conversion::run(Metadata& metadata) {
   report_.n_resumed = writer_.n_resumed();
   start_calibration(metadata);
   const bool is_calibrated = !tokens_.ids.empty();
-  const bool is_measured =
-      is_calibrated && options_.levers.budget == Budget::kMeasured && figures_of(options_.effort).is_measured;
+  const bool is_measured = is_calibrated && figures_of(options_.effort).is_measured &&
+                           (options_.levers.budget == Budget::kMeasured || options_.levers.head);
   // The head's statistics are measured too: an interrupted run that has no head yet measures again.
   const bool has_head = writer_.has(source_.spec.tied_embeddings ? "embed" : "head");
   if (!has_head || !take_noted_budget()) {

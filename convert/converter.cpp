@@ -2,10 +2,10 @@
 
 #include <ctime>
 #include <filesystem>
-#include <new>
 
 #include "convert/conversion.h"
 #include "convert/json_file.h"
+#include "convert/resumable.h"
 #include "convert/source.h"
 #include "convert/tokenizer_import.h"
 #include "format/checksum.h"
@@ -48,26 +48,6 @@ std::string describe(const ConvertOptions& options) {
   if (options.force) text += " force";
   if (options.allow_nonfinite) text += " allow-nonfinite";
   return text;
-}
-
-// Runs `body`. What it wrote stays when the same command can go on later: after an interruption, and when disk or memory
-// ran out.
-template <typename Body>
-void keep_or_discard(Writer& writer, Body&& body) {
-  constexpr const char* kGoOn = "what is done is kept, the same command goes on from there";
-  try {
-    body();
-  } catch (const Error& error) {
-    if (error.code() == ErrorCode::kIo || error.code() == ErrorCode::kOutOfMemory)
-      throw_error(error.code(), "{}; {}", error.what(), kGoOn);
-    if (error.code() != ErrorCode::kInterrupted) writer.discard();
-    throw;
-  } catch (const std::bad_alloc&) {
-    throw_error(ErrorCode::kOutOfMemory, "not enough memory; {}", kGoOn);
-  } catch (...) {
-    writer.discard();
-    throw;
-  }
 }
 
 }  // namespace

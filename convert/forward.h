@@ -73,8 +73,10 @@ struct Divergence {
   double kl = 0, nll_p = 0, nll_q = 0;  // sums
   uint64_t n_tokens = 0;
 };
-// p, q: [n_tokens, vocab]. next: [n_tokens - 1], of all rows but the last, which is not counted.
-void add_divergence(const std::vector<float>& p, const std::vector<float>& q, uint32_t vocab,
+// log_p: [n_tokens, vocab], log_probabilities of logits. q: logits, likewise. next: [n_tokens - 1], of all rows but the
+// last, which is not counted.
+void log_probabilities(std::vector<float>& logits, uint32_t vocab, uint32_t n_threads);  // in place
+void add_divergence(const std::vector<float>& log_p, const std::vector<float>& q, uint32_t vocab,
                     const int32_t* next, uint32_t n_threads, Divergence& sums);
 
 }  // namespace pith

@@ -52,6 +52,7 @@ const std::vector<Lever>& all_levers() {
       choice<&Levers::outliers>("outliers", {"auto", "none", "coarse", "everywhere"}),
       choice<&Levers::outlier_choice>("outlier-by", {"error", "size"}),
       on_off<&Levers::correct>("correct"),
+      on_off<&Levers::head>("head"),
       choice<&Levers::budget>("budget", {"measured", "parts", "even"}),
       {"group",
        {"auto", "16", "32"},
@@ -90,7 +91,8 @@ void apply_one(std::string_view text, Levers& levers) {
 
 Levers Levers::paper() {
   Levers levers;
-  levers.search = levers.free_minimum = levers.compensate = levers.sort = levers.correct = false;
+  levers.search = levers.free_minimum = levers.compensate = levers.sort = levers.correct = levers.head =
+      false;
   levers.sensitivity = Sensitivity::kRange;
   levers.outliers = Outliers::kCoarse;
   levers.budget = Budget::kEven;

@@ -103,6 +103,10 @@ void SensitivityRun::run_layer(uint32_t layer, LayerVectors vectors,
   forward_.prepare(stream);
   for (const Part part : kParts) {
     const std::vector<float>& w = weights[static_cast<size_t>(part)];
+    if (options_.groups.empty()) {
+      forward_.apply(part, stream, w);
+      continue;
+    }
     const uint32_t n_cols = forward_.n_inputs(part), n_rows = forward_.n_outputs(part);
     QuantizeOptions rough;
     rough.group = 32;
@@ -170,6 +174,7 @@ std::vector<LossCurve> SensitivityRun::finish(const std::vector<float>& norm,
   for (uint32_t begin = 0; begin < n_tokens_; begin += window) {
     const size_t at = size_t{begin} * spec_.dim;
     forward_.logits(untouched_.data() + at, window, norm, head, p);
+    log_probabilities(p, spec_.vocab_size, n_threads_);
     for (size_t i = 0; i < touched_.size(); ++i) {
       forward_.logits(touched_[i].data() + at, window, norm, head, q);
       add_divergence(p, q, spec_.vocab_size, tokens_.ids.data() + begin + 1, n_threads_, sums[i]);

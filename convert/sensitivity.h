@@ -33,8 +33,9 @@ struct LossCurve {
 };
 
 struct SensitivityOptions {
-  std::vector<uint32_t> groups;        // that a matrix may have
-  std::vector<double> outlier_shares;  // of its columns, likewise; 0: none
+  // That a matrix may have. None: nothing is rounded, only what the head sees is wanted.
+  std::vector<uint32_t> groups;
+  std::vector<double> outlier_shares;  // of its columns, likewise; 0: no outliers
   QuantizeOptions quantize;            // levers that a matrix knows; shape and descent are set here
 };
 

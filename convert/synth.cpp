@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "convert/budget.h"
+#include "convert/resumable.h"
 #include "format/checksum.h"
 #include "format/error.h"
 #include "format/float16.h"
@@ -216,7 +217,7 @@ void synth(const SynthOptions& options) {
                                                  options.bits, options.embed_bits, options.seed));
   const Bytes settings = metadata.serialize();
   Writer writer(options.output, checksum64(settings, 0));
-  try {
+  keep_or_discard(writer, [&] {
     Random random(options.seed);
     auto layer = layers.begin();
     for (const TensorPlan& tensor : plan) {
@@ -241,10 +242,7 @@ void synth(const SynthOptions& options) {
       }
     }
     writer.finish(metadata);
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::kInterrupted) writer.discard();
-    throw;
-  }
+  });
 }
 
 }  // namespace pith

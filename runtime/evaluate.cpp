@@ -180,6 +180,8 @@ CompareResult compare(const std::shared_ptr<const Model>& model,
   result.kl_p99 = quantile(kls, 0.99);
   result.kl_median = quantile(kls, 0.5);
   result.top1_agreement = static_cast<double>(n_agree) / n;
+  result.window_kl = std::move(window_kl);
+  result.window_nll_gap = std::move(window_difference);
   return result;
 }
 

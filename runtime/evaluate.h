@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "runtime/model.h"
 #include "runtime/session.h"
@@ -35,6 +36,8 @@ struct CompareResult {
   double ppl_ratio = 0, ppl_ratio_se = 0;  // model over reference
   double kl_mean = 0, kl_mean_se = 0, kl_median = 0, kl_p99 = 0, kl_max = 0;
   double top1_agreement = 0;  // share of tokens where both rank the same token first
+  // Per window, means over its tokens: what a paired comparison of two models on the same text needs.
+  std::vector<double> window_kl, window_nll_gap;  // gap: model less reference
 };
 
 // Throws kInvalidArgument when the text does not fill one window (with both numbers).

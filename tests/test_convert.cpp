@@ -8,8 +8,10 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstdlib>
+#include <set>
 
 #include "convert/converter.h"
+#include "convert/forward.h"
 #include "convert/json_file.h"
 #include "convert/synth.h"
 #include "format/container.h"
@@ -17,6 +19,7 @@
 #include "models/spec.h"
 #include "runtime/golden.h"
 #include "runtime/model.h"
+#include "runtime/session.h"
 #include "tests/tiny_checkpoint.h"
 
 using namespace pith;
@@ -346,6 +349,123 @@ TEST_CASE("calibration lowers the error that counts and needs a text that serves
   }
 }
 
+TEST_CASE("the forward pass of calibration gives the runtime's logits") {
+  TinyCheckpoint checkpoint(64, 40, 2);
+  checkpoint.write();
+  convert(checkpoint.model_dir(), options_for(checkpoint, 32));
+  const std::shared_ptr<const Model> model = Model::open(checkpoint.output());
+  const Container& container = model->container();
+  const ModelSpec& spec = model->spec();
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 64; ++i) ids.push_back(3 + i * 37 % 256);
+
+  Stream stream;
+  const std::vector<float> embed = decode(container, "embed");
+  for (const int32_t id : ids)
+    stream.residual.insert(stream.residual.end(), embed.begin() + id * 64, embed.begin() + (id + 1) * 64);
+  Forward forward(spec, 64, 2);
+  for (uint32_t layer = 0; layer < spec.n_layers; ++layer) {
+    const auto get = [&](const char* part) { return decode(container, layer_tensor(layer, part)); };
+    LayerVectors vectors;
+    vectors.attn_norm = get("attn_norm");
+    vectors.ffn_norm = get("ffn_norm");
+    forward.begin_layer(layer, vectors);
+    forward.prepare(stream);
+    forward.apply(Part::kQkv, stream, get("attn_qkv"));
+    forward.apply(Part::kAttnOut, stream, get("attn_out"));
+    forward.apply(Part::kGateUp, stream, get("ffn_gate_up"));
+    forward.apply(Part::kDown, stream, get("ffn_down"));
+  }
+  std::vector<float> logits;
+  forward.logits(stream.residual.data(), 64, decode(container, "norm"), decode(container, "head"), logits);
+
+  SessionOptions session_options;
+  session_options.n_ctx = 64;
+  Session session(model, session_options);
+  double worst = 0, largest = 0;
+  session.logits_of_all(ids, [&](uint32_t position, std::span<const float> row) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      worst = std::max(worst, std::abs(double{row[i]} - logits[position * row.size() + i]));
+      largest = std::max(largest, std::abs(double{row[i]}));
+    }
+  });
+  CHECK(largest > 1);
+  CHECK(worst < 0.01 * largest);  // the runtime's cache rounds keys and values
+}
+
+TEST_CASE("a family that calibration does not know is converted without it, and says so") {
+  TinyCheckpoint checkpoint(64, 96, 1);
+  checkpoint.write();
+  convert(checkpoint.model_dir(), options_for(checkpoint, 16));
+  const ModelSpec spec = load_spec(Container::open(checkpoint.output()).metadata(), "out");
+  std::vector<TensorPlan> plan;
+  for (const char* name : {"attn_norm", "attn_qkv", "attn_out", "ffn_norm", "ffn_gate_up", "ffn_down"}) {
+    const bool is_norm = std::string_view(name).ends_with("norm");
+    plan.push_back({layer_tensor(0, name),
+                    is_norm ? TensorRole::kNorm : TensorRole::kLinear,
+                    is_norm ? 1u : 64u,
+                    64,
+                    {},
+                    RowOrder::kConcat,
+                    0});
+  }
+  CHECK(why_not_calibrated(spec, plan).empty());
+  std::vector<TensorPlan> with_router = plan, without_norm = plan, with_whole_norm = plan, twice = plan;
+  with_router.push_back({"layers.0.router", TensorRole::kLinear, 8, 64, {}, RowOrder::kConcat, 0});
+  CHECK_THAT(why_not_calibrated(spec, with_router), Contains("no place for tensor 'layers.0.router'"));
+  without_norm.erase(without_norm.begin());
+  CHECK_THAT(why_not_calibrated(spec, without_norm), Contains("layer 0 has 4 and 1"));
+  with_whole_norm.push_back({"layers.0.q_norm", TensorRole::kNorm, 1, 64, {}, RowOrder::kConcat, 0});
+  CHECK_THAT(why_not_calibrated(spec, with_whole_norm), Contains("'layers.0.q_norm' is of 64 elements"));
+  twice.push_back(plan.back());
+  CHECK_FALSE(why_not_calibrated(spec, twice).empty());
+}
+
+TEST_CASE("weights that no scale could hold are refused below 16 bits") {
+  TinyCheckpoint checkpoint(64, 96, 1);
+  checkpoint.set("model.layers.0.mlp.down_proj.weight", 97, 1e17f);
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  options.calibrate = false;
+  CHECK_THAT(failure(checkpoint, options), Contains("tensor 'layers.0.ffn_down': element [1, 1] is"));
+}
+
+TEST_CASE("every effort and every ablation converts, and each is another file") {
+  TinyCheckpoint checkpoint(256, 256, 1);
+  checkpoint.write();
+  std::set<std::string> files;
+  for (const Effort effort : {Effort::kFast, Effort::kNormal, Effort::kMax}) {
+    ConvertOptions options = options_for(checkpoint, 3);
+    options.effort = effort;
+    CHECK(convert(checkpoint.model_dir(), options).linear_bits <= 3);
+    files.insert(read_text_file(checkpoint.output()));
+  }
+  const char* const ablations[] = {"search=off",
+                                   "minimum=integer",
+                                   "compensate=off",
+                                   "sort=off",
+                                   "correct=off",
+                                   "head=off",
+                                   "sensitivity=random",
+                                   "sensitivity=range",
+                                   "sensitivity=diagonal",
+                                   "outliers=coarse",
+                                   "outliers=everywhere,outlier-by=size",
+                                   "descent=0",
+                                   "budget=parts",
+                                   "budget=even",
+                                   "group=32",
+                                   "fine=off"};
+  for (const char* ablation : ablations) {
+    INFO(ablation);
+    ConvertOptions options = options_for(checkpoint, 3);
+    options.calibration_tokens = 1024;
+    apply_levers(ablation, options.levers);
+    CHECK(convert(checkpoint.model_dir(), options).linear_bits <= 3);
+    files.insert(read_text_file(checkpoint.output()));
+  }
+  CHECK(files.size() == 3 + std::size(ablations));
+}
+
 TEST_CASE("options outside their range are refused") {
   TinyCheckpoint checkpoint(256, 256, 1);
   for (const double bits : {0.0, 2.29, 4.51, 8.0, -1.0, 1e300, static_cast<double>(NAN)})
@@ -441,7 +561,7 @@ TEST_CASE("a conversion killed at any tensor resumes to the same bytes") {
     const std::string whole = read_text_file(checkpoint.output());
     std::filesystem::remove(checkpoint.output());
     size_t n_resumed = 0;
-    for (int kill_at = 1; kill_at < 40; kill_at += 3) {
+    for (int kill_at = 1; kill_at < 60; kill_at += 3) {
       const int code = in_child([&] {
         int n = 0;
         options.progress = [&](const ConvertProgress&) {
@@ -460,6 +580,25 @@ TEST_CASE("a conversion killed at any tensor resumes to the same bytes") {
     }
     CHECK(n_resumed > 30);
   }
+}
+
+TEST_CASE("an interrupted conversion neither measures nor quantizes again what is done") {
+  TinyCheckpoint checkpoint(64, 96, 2);
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  options.progress = [](const ConvertProgress& at) {
+    if (std::string_view(at.stage) == "check") throw_error(ErrorCode::kInterrupted, "stopped");
+  };
+  CHECK_THROWS_WITH(convert(checkpoint.model_dir(), options), "stopped");
+  options.progress = nullptr;
+  const ConvertReport report = convert(checkpoint.model_dir(), options);
+  CHECK(report.n_resumed == Container::open(checkpoint.output()).tensors().size());
+  for (const StageTime& stage : report.stages) {
+    CHECK(std::string_view(stage.stage) != "measure");
+    CHECK(std::string_view(stage.stage) != "statistics");
+    CHECK(std::string_view(stage.stage) != "quantize");
+  }
+  CHECK(report.kl > 0);  // the streams went through what was there
 }
 
 TEST_CASE("an interruption keeps what is done, a changed source or option starts over") {

@@ -1,4 +1,5 @@
 // The quantizer: what each lever must gain, on random matrices where the gain is known, and exactness where it is due.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <random>
@@ -6,6 +7,7 @@
 #include "convert/budget.h"
 #include "convert/factor.h"
 #include "convert/gemm.h"
+#include "convert/levers.h"
 #include "convert/quantizer.h"
 #include "format/error.h"
 #include "format/float16.h"
@@ -308,4 +310,106 @@ TEST_CASE("a budget that cannot be met gives the lowest figure") {
   CHECK(bits > 2.3);
   q24::Shape smallest{128, 64, 32, 0, 0};
   CHECK(q24::make_layout(layers[0].shape).size_bytes == q24::make_layout(smallest).size_bytes);
+}
+
+TEST_CASE("shapes chosen by loss meet the target within 0.01 bits and leave out no better exchange") {
+  std::vector<std::vector<Candidate>> layers;
+  for (uint32_t i = 0; i < 12; ++i) {
+    const uint32_t n_cols = i % 2 == 0 ? 1024 : 4096;
+    std::vector<Candidate> candidates;
+    for (const uint32_t group : {16u, 32u})
+      for (uint32_t n_fine = 0; n_fine <= n_cols; n_fine += group) {
+        const double share = static_cast<double>(n_fine) / n_cols, rough = group == 16 ? 0.066 : 0.088;
+        candidates.push_back({{2048, n_cols, group, n_fine, 0}, (1.0 + i) * rough * std::exp(-3 * share)});
+      }
+    layers.push_back(std::move(candidates));
+  }
+  for (const double target : {2.3, 2.6, 2.85, 3.2, 4.25}) {
+    std::vector<q24::Shape> shapes;
+    const double bits = choose_shapes(layers, target, shapes);
+    CHECK(bits <= target);
+    CHECK(bits > target - 0.01);
+    REQUIRE(shapes.size() == layers.size());
+    CHECK(shapes[10].n_fine >= shapes[0].n_fine);  // as wide, and worth eleven times as much
+    double loss = 0, even_loss = 0;
+    for (size_t i = 0; i < layers.size(); ++i)
+      for (const Candidate& candidate : layers[i]) {
+        if (candidate.shape.group == shapes[i].group && candidate.shape.n_fine == shapes[i].n_fine)
+          loss += candidate.loss;
+        // The same share of 4-bit columns everywhere, group 32, at no fewer bits.
+        const double share = (target - 2.26) / 2;
+        if (candidate.shape.group == 32 &&
+            candidate.shape.n_fine == static_cast<uint32_t>(share * candidate.shape.n_cols) / 32 * 32)
+          even_loss += candidate.loss;
+      }
+    CHECK(loss < even_loss);
+  }
+  std::vector<q24::Shape> shapes;
+  CHECK(choose_shapes(layers, 2, shapes) > 2.2);  // not within reach: the smallest
+  for (const q24::Shape& shape : shapes) CHECK(shape.n_fine + shape.n_slots == 0);
+}
+
+TEST_CASE("outliers stay in 2-bit columns unless the control puts them everywhere") {
+  std::vector<float> w = gaussian(32 * 128, 30);
+  for (uint32_t r = 0; r < 32; ++r)
+    w[r * 128 + 5] = 20;  // makes column 5 a 4-bit one, with its row's largest weight
+  QuantizeOptions options;
+  options.n_fine = 16;
+  options.n_slots = 1;
+  options.sensitivity = Sensitivity::kRange;
+  options.sort_columns = false;
+  const auto n_in_fine = [&] {
+    const q24::Unpacked tensor = quantize(w, 32, 128, nullptr, options, 1).tensor;
+    return std::count_if(tensor.outlier_col.begin(), tensor.outlier_col.end(),
+                         [](uint16_t c) { return c >= 112; });
+  };
+  for (const OutlierChoice choice : {OutlierChoice::kErrorRemoved, OutlierChoice::kSize}) {
+    options.outlier_choice = choice;
+    options.outliers = OutlierPlace::kTwoBitOnly;
+    CHECK(n_in_fine() == 0);
+    options.outliers = OutlierPlace::kEverywhere;
+    CHECK(n_in_fine() >= 24);  // in some rows another outlier gains a little more
+  }
+  options.outliers = OutlierPlace::kNone;
+  CHECK(quantize(w, 32, 128, nullptr, options, 1).tensor.outlier_col.empty());
+}
+
+TEST_CASE("weights far beyond what fp16 scales hold give a tensor that is valid") {
+  for (const float size : {1e9f, 1e17f, 1e30f}) {
+    std::vector<float> w = gaussian(32 * 64, 31);
+    for (float& value : w) value *= size;
+    const Hessian h = correlated(64, 32);
+    for (const Hessian* hessian : {static_cast<const Hessian*>(nullptr), &h})
+      for (const float value : dequantized(quantize(w, 32, 64, hessian, {}, 1))) CHECK(std::isfinite(value));
+  }
+}
+
+TEST_CASE("levers are set by name, and describe themselves in the same syntax") {
+  Levers levers;
+  apply_levers("", levers);
+  CHECK(levers == Levers{});
+  apply_levers(
+      "search=off,minimum=integer,sensitivity=random,outliers=everywhere,outlier-by=size,descent=7,budget="
+      "even,group=32",
+      levers);
+  CHECK_FALSE(levers.search);
+  CHECK_FALSE(levers.free_minimum);
+  CHECK(levers.sensitivity == Sensitivity::kRandom);
+  CHECK(levers.outliers == Outliers::kEverywhere);
+  CHECK(levers.outlier_choice == OutlierChoice::kSize);
+  CHECK(levers.descent == 7);
+  CHECK(levers.budget == Budget::kEven);
+  CHECK(levers.group == 32);
+  for (const Levers& all : {levers, Levers::paper()}) {
+    Levers again;
+    apply_levers(describe(all), again);
+    CHECK(again == all);
+  }
+  using Catch::Matchers::Contains;
+  CHECK_THROWS_WITH(apply_levers("serch=off", levers),
+                    Contains("--ablate serch=off: expected LEVER=VALUE of descent"));
+  CHECK_THROWS_WITH(apply_levers("search=maybe", levers),
+                    Contains("--ablate search=maybe: expected off, on"));
+  CHECK_THROWS_WITH(apply_levers("descent=65", levers), Contains("expected 0 to 64"));
+  CHECK_THROWS_WITH(apply_levers("search", levers), Contains("--ablate search=: expected off, on"));
 }

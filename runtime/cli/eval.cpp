@@ -26,6 +26,8 @@ std::string to_json(const CompareResult& r) {
   out["kl_p99"] = r.kl_p99;
   out["kl_max"] = r.kl_max;
   out["top1_agreement"] = r.top1_agreement;
+  out["window_kl"] = r.window_kl;
+  out["window_nll_gap"] = r.window_nll_gap;
   return out.dump(2) + "\n";
 }
 
