@@ -73,8 +73,8 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
   Figures f{};
   const double open_seconds = seconds([&] {
     model = Model::open(file, command.flags.access());
-    f.n_prompt = std::min(command.n_prompt, model->spec().max_context / 2);
-    f.n_tokens = std::min(command.n_tokens, model->spec().max_context - f.n_prompt);
+    f.n_tokens = std::min(command.n_tokens, std::max(model->spec().max_context / 2, 1u));
+    f.n_prompt = std::min(command.n_prompt, model->spec().max_context - f.n_tokens);
     if (options.n_ctx == 0) options.n_ctx = f.n_prompt + f.n_tokens;
     opened = std::make_unique<Session>(model, options);
   });
