@@ -50,7 +50,7 @@ test: deps $(BUILD)/build.ninja
 # Equality with the reference, by family and switch; then the tokenizers and chat templates that the last line counts.
 families: deps $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS) --target test_families test_tokenizer test_chat_template >/dev/null
-	@$(BUILD)/tests/test_families "[table]" | grep -v '^=\|^All tests passed\|^$$'
+	@$(BUILD)/tests/test_families "[table]" -o /dev/null
 	@$(BUILD)/tests/test_tokenizer >/dev/null && $(BUILD)/tests/test_chat_template >/dev/null
 
 $(MODEL): models/demo/model.safetensors | all

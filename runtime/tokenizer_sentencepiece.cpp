@@ -12,7 +12,7 @@
 namespace pith {
 namespace {
 
-constexpr size_t kMaxTextBytes = 64 << 20;
+constexpr size_t kMaxTextBytes = 16 << 20;
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // "▁"
 
 class SentencePieceTokenizer : public Tokenizer {
@@ -90,7 +90,7 @@ const AddedToken* SentencePieceTokenizer::added(int32_t id) const {
 
 void SentencePieceTokenizer::encode_text(std::string_view text, bool with_prefix,
                                          std::vector<int32_t>& ids) const {
-  // The library counts in int, and takes some hundred bytes for each of the text's.
+  // The library counts in int, and takes up to 280 bytes for each of the text's.
   if (text.size() > kMaxTextBytes)
     throw_error(ErrorCode::kInvalidArgument, "text of {} bytes, at most {} can be tokenized", text.size(),
                 kMaxTextBytes);
