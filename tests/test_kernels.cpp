@@ -1,5 +1,7 @@
 // Every instruction set against the scalar reference, bit for bit, over awkward shapes; and the reference against
 // plain arithmetic in double.
+#include <algorithm>
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <optional>
@@ -8,6 +10,7 @@
 #include "runtime/backend.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/cpu/kv_cache.h"
+#include "runtime/thread_pool.h"
 
 using namespace pith;
 using namespace pith::cpu;
@@ -400,6 +403,22 @@ TEST_CASE("attention is the same bits on every instruction set, for one query or
             }
           }
       }
+}
+
+TEST_CASE("a thread pool deals out every item once, also when threads meet in different calls") {
+  for (const uint32_t n_threads : {1u, 2u, 3u, 8u}) {
+    ThreadPool pool(n_threads);
+    for (const uint32_t n_items : {0u, 1u, 2u, 7u, 1000u}) {
+      std::vector<std::atomic<uint32_t>> n_done(n_items), n_done_next(n_items);
+      pool.run([&](uint32_t thread) {
+        pool.for_each(thread, n_items, [&](uint32_t item) { ++n_done[item]; });
+        pool.for_each(thread, n_items, [&](uint32_t item) { ++n_done_next[item]; });  // no barrier between
+      });
+      CAPTURE(n_threads, n_items);
+      CHECK(std::all_of(n_done.begin(), n_done.end(), [](const auto& n) { return n == 1; }));
+      CHECK(std::all_of(n_done_next.begin(), n_done_next.end(), [](const auto& n) { return n == 1; }));
+    }
+  }
 }
 
 TEST_CASE("kernels are chosen by name and refused when unknown") {
