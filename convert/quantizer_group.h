@@ -13,7 +13,11 @@
 
 #include "convert/quantizer_rows.h"
 
+#if defined(__clang__)  // refuses vectors as arguments between functions of different targets, inlined or not
+#define PITH_CLONES
+#else
 #define PITH_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #define PITH_INLINE inline __attribute__((always_inline))
 
 namespace pith {
