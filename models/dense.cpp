@@ -57,6 +57,9 @@ ModelSpec read_dense_config(Config& config, const DenseDefaults& defaults) {
     throw_error(ErrorCode::kFormat, "{}: hidden_size {} is not a multiple of num_attention_heads {}",
                 config.where(), spec.dim, spec.n_heads);
   spec.head_dim = config.count_or("head_dim", spec.dim / spec.n_heads);
+  if (spec.head_dim > kMaxHeadDim)  // before a rope of that length is made
+    throw_error(ErrorCode::kUnsupported, "{}: head_dim is {}, expected at most {}", config.where(),
+                spec.head_dim, kMaxHeadDim);
   spec.max_context = config.count_or("max_position_embeddings", 2048);
   spec.norm_eps = static_cast<float>(config.number_or("rms_norm_eps", defaults.norm_eps));
   spec.activation = read_activation(config, defaults);

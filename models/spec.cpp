@@ -11,7 +11,6 @@ namespace {
 
 constexpr uint32_t kMaxVocab = 1u << 22;
 constexpr uint32_t kMaxHeads = 1024;
-constexpr uint32_t kMaxHeadDim = 1024;
 constexpr uint32_t kMaxContext = 1u << 24;
 constexpr size_t kMaxRopes = 8;
 constexpr uint32_t kMaxExperts = 1024;

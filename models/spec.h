@@ -13,7 +13,7 @@
 
 namespace pith {
 
-constexpr uint32_t kMaxLayers = 1024;
+constexpr uint32_t kMaxLayers = 1024, kMaxHeadDim = 1024;
 
 // Of gate and up: act(gate) * up. kClampedSwiglu (gpt-oss): gate is cut at 7 from above, up to -7 .. 7, and
 // gate * sigmoid(1.702 gate) * (up + 1).

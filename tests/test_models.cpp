@@ -255,6 +255,13 @@ TEST_CASE("what pith lacks is refused with its name") {
   refuse(with(kLlama2, R"({"rope_theta": 0})"), "rope_theta");
 }
 
+TEST_CASE("a head of any length that a config claims is refused before its rope is made") {
+  CHECK_THROWS_WITH(read(with(kLlama32, R"({"head_dim": 2147483648})")),
+                    Contains("head_dim is 2147483648, expected at most 1024"));
+  CHECK_THROWS_WITH(read(with(kLlama2, R"({"hidden_size": 2147483648, "num_attention_heads": 1})")),
+                    Contains("head_dim is 2147483648, expected at most 1024"));
+}
+
 TEST_CASE("an unknown config key stays unconsumed") {
   Config config(with(kLlama2, R"({"surprise": 1})"), "config.json");
   family_for("LlamaForCausalLM", "config.json").read_config(config);
