@@ -144,8 +144,8 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
  * and pith_chat() do for their text only.
  * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores), "kv" ("f16" | "i8"),
  * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "kernels" ("auto", or one of the
- * device's by name, for tests: "scalar", "avx2", "avx512", "neon" of a CPU; "registers", "async", "bulk" of a GPU, each
- * also with "-sync" after it), and every key of pith_set(). */
+ * device's by name, for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "neon" of a CPU; "registers",
+ * "async", "bulk" of a GPU, each also with "-sync" after it), and every key of pith_set(). */
 PITH_API int pith_session_open(const pith_model* model, const char* const* options, pith_session** out);
 
 /* Must not run beside another call on the session. NULL is allowed. */
