@@ -77,7 +77,7 @@ std::string why_not_calibrated(const ModelSpec& spec, const std::vector<TensorPl
     if (layer >= spec.n_layers) return fmt::format("calibration has no place for tensor '{}'", tensor.name);
     const std::string name = tensor.name.substr(tensor.name.find('.', 7) + 1);
     if (is_part) {
-      if (part != kParts[n_parts[layer]++])
+      if (n_parts[layer] == std::size(kParts) || part != kParts[n_parts[layer]++])
         return fmt::format("calibration does not expect tensor '{}' where it comes", tensor.name);
     } else if (!kVectors.contains(name)) {
       return fmt::format("calibration has no place for tensor '{}'", tensor.name);
