@@ -94,6 +94,15 @@ ModelSpec read_spec(const nlohmann::json& json) {
   return spec;
 }
 
+// Every instruction set gives the same bits (the test of batches below), so one is enough where all are slow.
+std::vector<const cpu::Kernels*> kernels_for_logits() {
+#ifdef __SANITIZE_ADDRESS__
+  return {&cpu::select_kernels("auto")};
+#else
+  return cpu::supported_kernels();
+#endif
+}
+
 }  // namespace
 
 TEST_CASE("logits equal the reference's for every family and switch, prompt and token by token") {
@@ -102,7 +111,7 @@ TEST_CASE("logits equal the reference's for every family and switch, prompt and 
       const FamilyCase c = read_family_case(name);
       INFO(c.architecture() << ": " << c.switches);
       const Converted converted(c, c.config);
-      for (const cpu::Kernels* const kernels : cpu::supported_kernels()) {
+      for (const cpu::Kernels* const kernels : kernels_for_logits()) {
         INFO("cpu, " << kernels->name);
         const auto backend = converted.open(cpu::backend_kind(), kernels->name);
         CHECK(converted.error(converted.prefill(*backend)) < kMaxError);
@@ -114,8 +123,13 @@ TEST_CASE("logits equal the reference's for every family and switch, prompt and 
 
 // The emulation takes long: a case for each switch that the kernels have, 17 tokens at once and three alone.
 TEST_CASE("the emulated CUDA backend equals the reference") {
-  for (const char* const name : {"gemma-2", "gemma-3", "granite", "llama-3.2", "llama-bias", "mistral-0.1",
-                                 "phi-3-long", "qwen3", "smollm3"}) {
+#ifdef __SANITIZE_ADDRESS__
+  const std::vector<std::string> names = {"gemma-2", "phi-3-long", "qwen3"};
+#else
+  const std::vector<std::string> names = {"gemma-2",     "gemma-3",    "granite", "llama-3.2", "llama-bias",
+                                          "mistral-0.1", "phi-3-long", "qwen3",   "smollm3"};
+#endif
+  for (const std::string& name : names) {
     DYNAMIC_SECTION(name) {
       FamilyCase c = read_family_case(name);
       const Converted converted(c, c.config);
