@@ -75,6 +75,7 @@ void check_logits(const std::shared_ptr<const Model>& model, const std::string& 
                 "{}: golden.prompt, golden.top_ids, golden.top_logits do not fit together", where);
   SessionOptions options;
   options.n_ctx = static_cast<uint32_t>(prompt.size());
+  options.device = "cpu";
   Session session(model, options);
   session.sync(std::vector<int32_t>(prompt.begin(), prompt.end()));
   for (size_t i = 0; i < top_ids.size(); ++i) {
@@ -114,6 +115,7 @@ void store_golden_logits(Metadata& metadata, const std::shared_ptr<const Model>&
   prompt.resize(std::min<size_t>(prompt.size(), model->spec().max_context));
   SessionOptions options;
   options.n_ctx = static_cast<uint32_t>(prompt.size());
+  options.device = "cpu";  // it runs every model, and the same file comes out with a GPU and without
   Session session(model, options);
   session.sync(prompt);
   const std::span<const float> logits = session.logits();
