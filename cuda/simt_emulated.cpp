@@ -1,9 +1,7 @@
 // The fiber scheduler behind simt_emulated.h.
 //
-// A block's threads run in turn; each runs until it must wait, then the next one goes on. When a whole round passes in
-// which nobody could go on, the block is deadlocked. Warp collectives check that all lanes are at the same one.
-#include <ucontext.h>
-
+// A block's threads run in turn; each runs until it must wait, then the next one that need not goes on. When nobody can, the block is
+// deadlocked. Warp collectives check that all lanes are at the same one.
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -12,24 +10,13 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cuda/fiber.h"
 #include "cuda/simt.cuh"
-
-#if defined(__SANITIZE_ADDRESS__)
-#define PITH_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define PITH_ASAN 1
-#endif
-#endif
-#ifdef PITH_ASAN
-#include <sanitizer/common_interface_defs.h>
-#endif
 
 namespace pith::cuda {
 namespace emulation {
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;
 constexpr uint8_t kGarbage = 0xa5;
 
 struct PendingCopy {
@@ -70,9 +57,11 @@ struct NamedBarrier {
 };
 
 struct Thread {
-  ucontext_t context{};
-  uint8_t* stack = nullptr;
+  Fiber* fiber = nullptr;
   bool done = false;
+  // What it waits for, on its own stack: asked by the scheduler, which spares the switch there and back.
+  bool (*may_go_on)(const void* condition) = nullptr;
+  const void* condition = nullptr;
   std::vector<std::vector<PendingCopy>> groups{1};  // cp.async: the last one is still open
 };
 
@@ -81,17 +70,11 @@ struct Machine {
   uint32_t block = 0, block_y = 0, current = 0;
   const std::function<void(uint8_t*)>* body = nullptr;
   uint8_t* shared = nullptr;
-  ucontext_t scheduler{};
   std::vector<Thread> threads;
   std::vector<WarpState> warps;
   NamedBarrier named[16];
   std::unordered_map<const uint64_t*, CopyBarrier> barriers;
-  bool progress = false;
   std::exception_ptr failure;
-#ifdef PITH_ASAN
-  const void* scheduler_stack = nullptr;
-  size_t scheduler_stack_bytes = 0;
-#endif
 };
 
 Machine* machine = nullptr;
@@ -103,30 +86,18 @@ WarpState& my_warp() {
   return machine->warps[machine->current / kWarp];
 }
 
-void switch_to_scheduler(bool last) {
-#ifdef PITH_ASAN
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(last ? nullptr : &fake, machine->scheduler_stack,
-                                 machine->scheduler_stack_bytes);
-#else
-  (void)last;
-#endif
-  swapcontext(&self().context, &machine->scheduler);
-#ifdef PITH_ASAN
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
-}
-
 template <typename Condition>
 void wait_until(const Condition& condition) {
-  while (!condition()) switch_to_scheduler(false);
-  machine->progress = true;
+  if (condition()) return;
+  Thread& thread = self();
+  thread.condition = &condition;
+  thread.may_go_on = [](const void* c) { return (*static_cast<const Condition*>(c))(); };
+  thread.fiber->yield();
+  thread.may_go_on = nullptr;
 }
 
 void thread_main() {
-#ifdef PITH_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &machine->scheduler_stack, &machine->scheduler_stack_bytes);
-#endif
+  self().fiber->entered();
   try {
     (*machine->body)(machine->shared);
     for (const auto& group : self().groups)
@@ -135,8 +106,7 @@ void thread_main() {
     machine->failure = std::current_exception();
   }
   self().done = true;
-  machine->progress = true;
-  switch_to_scheduler(true);
+  self().fiber->finish();
 }
 
 void run_block(size_t n_shared_bytes) {
@@ -151,32 +121,23 @@ void run_block(size_t n_shared_bytes) {
   for (NamedBarrier& b : m.named) b = NamedBarrier{};
   for (Thread& t : m.threads) {
     t.done = false;
+    t.may_go_on = nullptr;
     t.groups.assign(1, {});
-    getcontext(&t.context);
-    t.context.uc_stack.ss_sp = t.stack;
-    t.context.uc_stack.ss_size = kStackBytes;
-    t.context.uc_link = nullptr;
-    makecontext(&t.context, thread_main, 0);
+    t.fiber->reset(thread_main);
   }
   for (uint32_t n_done = 0; n_done < m.grid.n_threads;) {
+    bool somebody_ran = false;
     n_done = 0;
-    m.progress = false;
     for (m.current = 0; m.current < m.grid.n_threads; ++m.current) {
       Thread& t = self();
-      if (!t.done) {
-#ifdef PITH_ASAN
-        void* fake = nullptr;
-        __sanitizer_start_switch_fiber(&fake, t.stack, kStackBytes);
-#endif
-        swapcontext(&m.scheduler, &t.context);
-#ifdef PITH_ASAN
-        __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
+      if (!t.done && (t.may_go_on == nullptr || t.may_go_on(t.condition))) {
+        somebody_ran = true;
+        t.fiber->resume();
         if (m.failure) std::rethrow_exception(m.failure);
       }
       n_done += t.done;
     }
-    if (!m.progress && n_done < m.grid.n_threads)
+    if (!somebody_ran && n_done < m.grid.n_threads)
       throw std::runtime_error("emulation: the block is deadlocked");
   }
   for (const auto& [address, barrier] : m.barriers)
@@ -196,9 +157,9 @@ void run(const Grid& grid, size_t n_shared_bytes, const std::function<void(uint8
   m.body = &body;
   m.threads.resize(grid.n_threads);
   // Stacks are kept: a test launches thousands of small grids.
-  static std::vector<std::unique_ptr<uint8_t[]>> stacks;
-  while (stacks.size() < m.threads.size()) stacks.emplace_back(new uint8_t[kStackBytes]);
-  for (size_t i = 0; i < m.threads.size(); ++i) m.threads[i].stack = stacks[i].get();
+  static std::vector<Fiber> fibers;
+  while (fibers.size() < m.threads.size()) fibers.emplace_back();
+  for (size_t i = 0; i < m.threads.size(); ++i) m.threads[i].fiber = &fibers[i];
   machine = &m;
   struct Reset {
     ~Reset() { machine = nullptr; }
@@ -211,14 +172,14 @@ const uint8_t* exchange(const char* what, const void* value, size_t n_bytes) {
   WarpState& warp = my_warp();
   if (n_bytes > kLaneBytes) fail("a value too large to exchange");
   if (warp.arrived == 0) warp.what = what;
-  if (std::strcmp(warp.what, what) != 0) fail("the lanes of a warp are at different collectives");
+  if (warp.what != what && std::strcmp(warp.what, what) != 0)
+    fail("the lanes of a warp are at different collectives");
   const uint64_t generation = warp.generation;
   uint8_t* const values = warp.values[generation % 2];
   if (n_bytes) std::memcpy(values + machine->current % kWarp * kLaneBytes, value, n_bytes);
   if (++warp.arrived == kWarp) {
     warp.arrived = 0;
     ++warp.generation;
-    machine->progress = true;
   } else {
     wait_until([&] { return warp.generation != generation; });
   }
@@ -304,7 +265,6 @@ void sync_named(uint32_t id, uint32_t count) {
   if (++barrier.arrived == count) {
     barrier.arrived = 0;
     ++barrier.generation;
-    machine->progress = true;
   } else {
     emulation::wait_until([&] { return barrier.generation != generation; });
   }
