@@ -45,7 +45,7 @@ $(BUILD)/build.ninja:
 
 test: deps $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS)
-	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) $(CTEST_FLAGS)
+	@ctest --test-dir $(BUILD) --output-on-failure --timeout 600 -j $(JOBS) $(CTEST_FLAGS)
 
 # Equality with the reference, by family and switch; then the tokenizers and chat templates that the last line counts.
 families: deps $(BUILD)/build.ninja

@@ -1,7 +1,9 @@
 // pith chat: a conversation at a terminal, a scripted one from a pipe, or one question.
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <csignal>
 #include <cstring>
@@ -23,20 +25,26 @@ struct ChatOptions {
 
 // A signal handler can reach nothing but globals.
 std::atomic<pith_session*> replying = nullptr;
-std::atomic<bool> interrupt_seen = false;
+int interrupts = -1;  // an eventfd: counts SIGINTs, so that a line and a signal can be waited for together
 
 extern "C" void on_interrupt(int) {
-  interrupt_seen = true;
+  const int saved_errno = errno;
+  eventfd_write(interrupts, 1);
+  errno = saved_errno;
   if (pith_session* const session = replying) pith_interrupt(session);
 }
 
 bool take_interrupt() {
-  return interrupt_seen.exchange(false);
+  eventfd_t n;
+  return eventfd_read(interrupts, &n) == 0;
 }
 
 void install_interrupt_handler() {
+  interrupts = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (interrupts < 0) throw_error(ErrorCode::kIo, "cannot wait for Ctrl-C: {}", std::strerror(errno));
   struct sigaction act {};
-  act.sa_handler = on_interrupt;  // without SA_RESTART: reading a line must notice
+  act.sa_handler = on_interrupt;
+  act.sa_flags = SA_RESTART;
   sigaction(SIGINT, &act, nullptr);
 }
 
@@ -307,12 +315,13 @@ void at_terminal(Chat& chat, const ChatOptions& options) {
   std::string line, input;
   bool armed = false;  // Ctrl-C was pressed at an empty prompt
   while (!chat.wants_to_quit()) {
-    const LineEditor::Event event = editor.read(joiner.is_open() ? "... " : "> ", line, take_interrupt);
+    const LineEditor::Event event = editor.read(joiner.is_open() ? "... " : "> ", line, interrupts);
     if (event == LineEditor::Event::kEnd) {
       std::fputc('\n', stderr);
       return;
     }
     if (event == LineEditor::Event::kInterrupt) {
+      take_interrupt();
       std::fputs("^C\n", stderr);
       if (armed) return;
       armed = true;

@@ -48,7 +48,7 @@ struct LineEditor::Impl {
   EditLine* editor = nullptr;
   History* history = nullptr;
   std::string history_file, prompt;
-  bool (*interrupted)() = nullptr;
+  int interrupt_fd = -1;
   bool saw_interrupt = false;
   std::string pending;  // read ahead of what libedit was given
   bool pasting = false, after_return = false;
@@ -61,23 +61,25 @@ struct LineEditor::Impl {
 
   static char* show_prompt(EditLine* editor) { return of(editor).prompt.data(); }
 
-  // 1, 0 at the end, -1 on Ctrl-C or failure. libedit's own reader swallows the first EINTR.
+  // 1, 0 at the end, -1 on Ctrl-C or failure. Waiting for both at once leaves no moment at which Ctrl-C is missed, as
+  // there is one between looking at a flag and a read that the signal was to break.
   int next_byte(char& byte) {
     if (!pending.empty()) {
       byte = pending.front();
       pending.erase(0, 1);
       return 1;
     }
-    while (true) {
-      const ssize_t n = ::read(STDIN_FILENO, &byte, 1);
-      if (n >= 0) return n > 0;
+    pollfd inputs[] = {{interrupt_fd, POLLIN, 0}, {STDIN_FILENO, POLLIN, 0}};
+    while (poll(inputs, 2, -1) < 0) {
       if (errno != EINTR) return -1;
-      if (interrupted()) {
-        saw_interrupt = true;
-        return -1;
-      }
       el_set(editor, EL_REFRESH);  // back from a stop: draw the line again
     }
+    if (inputs[0].revents != 0) {
+      saw_interrupt = true;
+      return -1;
+    }
+    const ssize_t n = ::read(STDIN_FILENO, &byte, 1);
+    return n < 0 ? -1 : n > 0;
   }
 
   // After an escape: true when it begins or ends a paste; otherwise its other bytes are pending.
@@ -150,11 +152,11 @@ LineEditor::~LineEditor() {
   if (impl_->history != nullptr) history_end(impl_->history);
 }
 
-LineEditor::Event LineEditor::read(const std::string& prompt, std::string& line, bool (*interrupted)()) {
+LineEditor::Event LineEditor::read(const std::string& prompt, std::string& line, int interrupt_fd) {
   line.clear();
   if (impl_->editor == nullptr) return Event::kEnd;
   impl_->prompt = prompt;
-  impl_->interrupted = interrupted;
+  impl_->interrupt_fd = interrupt_fd;
   impl_->saw_interrupt = false;
   el_resize(impl_->editor);
   const bool escapes = terminal_takes_escapes();

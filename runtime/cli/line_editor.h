@@ -14,9 +14,9 @@ class LineEditor {
   explicit LineEditor(const std::string& history_path);
   ~LineEditor();
 
-  // line is without its newline. `interrupted` tells whether SIGINT came since it was last called (the caller owns the
-  // signal handler, installed without SA_RESTART).
-  Event read(const std::string& prompt, std::string& line, bool (*interrupted)());
+  // line is without its newline. interrupt_fd becomes readable when SIGINT comes (the caller owns the signal handler and
+  // empties the descriptor after kInterrupt).
+  Event read(const std::string& prompt, std::string& line, int interrupt_fd);
   void remember(const std::string& line);
 
  private:

@@ -152,7 +152,7 @@ class Terminal(CliTest):
             os.waitpid(self.pid, 0)
         os.close(self.fd)
 
-    def expect(self, pattern, seconds=20):
+    def expect(self, pattern, seconds=60):
         """Reads until the pattern appears; takes and returns what came before it."""
         end = time.time() + seconds
         while not (found := re.search(pattern, self.seen)):
@@ -168,8 +168,11 @@ class Terminal(CliTest):
     def type(self, text):
         os.write(self.fd, text.encode())
 
-    def exit_code(self):
+    def exit_code(self, seconds=60):
+        end = time.time() + seconds
         while True:  # a terminal with unread output would keep the program from ending
+            ready, _, _ = select.select([self.fd], [], [], max(0, end - time.time()))
+            self.assertTrue(ready, "still running")
             try:
                 if not os.read(self.fd, 4096):
                     break
