@@ -1,0 +1,75 @@
+// What the tests of conversion share (test_convert*.cpp): options that are quick, refusals, tensors as floats.
+#pragma once
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+
+#include "convert/converter.h"
+#include "convert/json_file.h"
+#include "format/container.h"
+#include "format/error.h"
+#include "tests/tiny_checkpoint.h"
+
+namespace pith::test {
+
+// Two windows of calibration text: enough for every step to run.
+inline ConvertOptions options_for(const TinyCheckpoint& checkpoint, double bits) {
+  ConvertOptions options;
+  options.output = checkpoint.output();
+  options.bits = bits;
+  options.n_threads = 1;
+  options.calibration_tokens = 512;
+  return options;
+}
+
+// The message of a conversion that must fail, and that it left nothing.
+inline std::string failure(const TinyCheckpoint& checkpoint, const ConvertOptions& options) {
+  checkpoint.write();
+  try {
+    convert(checkpoint.model_dir(), options);
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    CHECK(message.find('\n') == std::string::npos);
+    CHECK(checkpoint.leftovers().empty());
+    return message;
+  }
+  FAIL("the conversion succeeded");
+  return "";
+}
+inline std::string failure(const TinyCheckpoint& checkpoint, double bits = 16) {
+  return failure(checkpoint, options_for(checkpoint, bits));
+}
+
+inline std::vector<float> decode(const Container& container, const std::string& name) {
+  const Tensor& tensor = container.get(name);
+  container.verify_tensor(tensor);
+  std::vector<float> values(size_t{tensor.n_rows} * tensor.n_cols);
+  if (tensor.kind == TensorKind::kQ24) {
+    for (uint32_t r = 0; r < tensor.n_rows; ++r)
+      q24::dequantize_row(tensor.q24_view(), r, values.data() + size_t{r} * tensor.n_cols);
+    return values;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint16_t bits;
+    if (tensor.kind == TensorKind::kF32) {
+      std::memcpy(&values[i], tensor.data + 4 * i, 4);
+    } else {
+      std::memcpy(&bits, tensor.data + 2 * i, 2);
+      values[i] = tensor.kind == TensorKind::kF16 ? f16_to_float(bits) : bf16_to_float(bits);
+    }
+  }
+  return values;
+}
+
+// Runs body in a child; its exit code, or -signal.
+template <typename Body>
+int in_child(Body&& body) {
+  const pid_t pid = fork();
+  if (pid == 0) _exit(body());
+  int status = 0;
+  waitpid(pid, &status, 0);
+  return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+}  // namespace pith::test
