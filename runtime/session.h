@@ -26,6 +26,9 @@ struct SessionOptions {
   uint32_t prefill_chunk = 128;  // tokens per batched pass, 1..1024
   std::string device = "auto";   // "cpu", "cuda", "cuda:N"
   std::string kernels = "auto";  // those of the device (pith.h); force an instruction set (tests)
+  // On a CPU one thread works alone where a step of a layer multiplies fewer weights than this (2-bit ones; wider ones
+  // count fourfold), about a microsecond's work: another would not hear of it in time. 0 (tests): all threads always.
+  uint32_t small_step = 64 << 10;
 };
 
 // What the zeros in the options come to. Throws kInvalidArgument on a value out of range.

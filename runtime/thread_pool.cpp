@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <set>
 #include <string>
@@ -26,27 +27,33 @@ void relax() {
 #endif
 }
 
-// Returns when `counter` no longer holds `value`.
-void wait_while(const std::atomic<uint32_t>& counter, uint32_t value, int n_spins) {
+constexpr uint32_t kRun = 1 << 11;  // what a run adds to the epoch; more than there are ever threads
+
+// Returns true as soon as `counter` no longer holds `value`, false when it still does after n_spins.
+bool spin_while(const std::atomic<uint32_t>& counter, uint32_t value, int n_spins) {
   for (int i = 0; i < n_spins; ++i) {
-    if (counter.load(std::memory_order_acquire) != value) return;
+    if (counter.load(std::memory_order_acquire) != value) return true;
     relax();
   }
+  return false;
+}
+
+void sleep_while(const std::atomic<uint32_t>& counter, uint32_t value) {
   while (counter.load(std::memory_order_acquire) == value) counter.wait(value, std::memory_order_acquire);
 }
 
 }  // namespace
 
 ThreadPool::ThreadPool(uint32_t n_threads)
-    : n_threads_(std::max(n_threads, 1u)),
-      n_spins_(n_threads_ <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins),
-      shares_(n_threads_) {
-  workers_.reserve(n_threads_ - 1);
+    : n_spins_(n_threads <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins),
+      n_used_(std::max(n_threads, 1u)),
+      shares_(n_used_) {
+  workers_.reserve(n_used_ - 1);
   try {
-    for (uint32_t i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+    for (uint32_t i = 1; i < n_used_; ++i) workers_.emplace_back([this, i] { work(i); });
   } catch (const std::system_error& error) {
     stop();
-    throw_error(ErrorCode::kOutOfMemory, "cannot start thread {} of {}: {}", workers_.size() + 1, n_threads_,
+    throw_error(ErrorCode::kOutOfMemory, "cannot start thread {} of {}: {}", workers_.size() + 1, n_used_,
                 error.what());
   } catch (...) {
     stop();
@@ -60,14 +67,25 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::stop() {
   stopping_.store(true, std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.fetch_add(kRun, std::memory_order_release);
   epoch_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
+void ThreadPool::use(uint32_t n_threads) {
+  n_threads = std::clamp(n_threads, 1u, static_cast<uint32_t>(shares_.size()));
+  if (n_threads == n_used_) return;
+  n_used_ = n_threads;
+  for (Share& share : shares_) {  // their turns fell apart if some did not take part
+    share.left.store(0, std::memory_order_relaxed);
+    share.turn = 0;
+  }
+}
+
 void ThreadPool::start_and_wait() {
-  if (n_threads_ > 1) {
-    epoch_.fetch_add(1, std::memory_order_release);
+  if (n_used_ > 1) {
+    const uint32_t count = epoch_.load(std::memory_order_relaxed) / kRun + 1;
+    epoch_.store(count * kRun + n_used_, std::memory_order_release);
     epoch_.notify_all();
   }
   call_(context_, 0);
@@ -77,23 +95,28 @@ void ThreadPool::start_and_wait() {
 void ThreadPool::work(uint32_t thread) {
   uint32_t epoch = 0;
   for (;;) {
-    wait_while(epoch_, epoch, n_spins_);
-    ++epoch;
+    if (!spin_while(epoch_, epoch, n_spins_)) sleep_while(epoch_, epoch);
+    epoch = epoch_.load(std::memory_order_acquire);
     if (stopping_.load(std::memory_order_relaxed)) return;
+    if (thread >= epoch % kRun) continue;
     call_(context_, thread);
     barrier();
   }
 }
 
 void ThreadPool::barrier() {
-  if (n_threads_ == 1) return;
+  if (n_used_ == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads_) {
+  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_used_) {
     n_arrived_.store(0, std::memory_order_relaxed);
     phase_.fetch_add(1, std::memory_order_release);
     phase_.notify_all();
-  } else {
-    wait_while(phase_, phase, n_spins_);
+  } else if (!spin_while(phase_, phase, n_spins_)) {
+    const auto start = std::chrono::steady_clock::now();
+    sleep_while(phase_, phase);
+    stalled_ns_.fetch_add(
+        static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count()),
+        std::memory_order_relaxed);
   }
 }
 
@@ -109,7 +132,7 @@ constexpr uint64_t pack(uint64_t begin, uint64_t end, uint64_t turn) {
 
 uint8_t ThreadPool::begin_share(uint32_t thread, uint32_t n_items) {
   Share& share = shares_[thread];
-  const auto cut = [&](uint32_t t) { return uint64_t{n_items} * t / n_threads_; };
+  const auto cut = [&](uint32_t t) { return uint64_t{n_items} * t / n_used_; };
   ++share.turn;
   share.left.store(pack(cut(thread), cut(thread + 1), share.turn), std::memory_order_relaxed);
   return share.turn;

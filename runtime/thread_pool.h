@@ -4,6 +4,8 @@
 // barrier() waits for all. Waiting spins for some microseconds, then sleeps in the kernel, so that decode pays no
 // wake-up per phase and an idle session no CPU. f must not throw. One caller at a time.
 //
+// use() lets the runs that follow go on with fewer threads, the caller alone for one: thread_choice.h says when that pays.
+//
 // for_each() deals out independent items: every thread gets a contiguous share, so that it streams through memory, and
 // whoever is done takes items from the far end of another's share. A thread that the system or a noisy neighbour slows
 // down then costs one item and not its whole lag (1.1B decode on two shared cores: barriers were 9 % of the time).
@@ -22,7 +24,11 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  uint32_t n_threads() const { return n_threads_; }
+  uint32_t n_threads() const { return n_used_; }  // of a run: all, or what use() said
+  void use(uint32_t n_threads);                   // 1 .. all; not inside a run
+  // Nanoseconds that threads slept at barriers, all together, since the last call: time for which another had no CPU,
+  // or much more to do.
+  uint64_t take_stalled_ns() { return stalled_ns_.exchange(0, std::memory_order_relaxed); }
 
   template <typename F>
   void run(F&& f) {
@@ -41,8 +47,8 @@ class ThreadPool {
     uint32_t item = 0;
     const uint8_t turn = begin_share(thread, n_items);
     while (take_first(thread, item)) f(item);
-    for (uint32_t i = 1; i < n_threads_; ++i)
-      while (take_last((thread + i) % n_threads_, turn, item)) f(item);
+    for (uint32_t i = 1; i < n_used_; ++i)
+      while (take_last((thread + i) % n_used_, turn, item)) f(item);
   }
 
   static uint32_t n_physical_cores();  // usable by this process; at least 1
@@ -55,14 +61,17 @@ class ThreadPool {
   bool take_first(uint32_t thread, uint32_t& item);
   bool take_last(uint32_t victim, uint8_t turn, uint32_t& item);
 
-  const uint32_t n_threads_;
   const int n_spins_;
+  uint32_t n_used_;  // written between runs only; read by the threads of a run
   void (*call_)(void*, uint32_t) = nullptr;
   void* context_ = nullptr;
   // Each on its own cache line: workers poll one while others write the next.
-  alignas(64) std::atomic<uint32_t> epoch_{0};      // a new value starts a run
+  // A new value starts a run: a count, and the number of its threads in the lowest 11 bits. A thread beyond that
+  // number reads nothing else, because nobody waits for it before the next run.
+  alignas(64) std::atomic<uint32_t> epoch_{0};
   alignas(64) std::atomic<uint32_t> n_arrived_{0};  // threads waiting at the barrier
   alignas(64) std::atomic<uint32_t> phase_{0};      // a new value releases them
+  std::atomic<uint64_t> stalled_ns_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
 

@@ -164,6 +164,7 @@ TEST_CASE("the same ids give the same bits for any kernels, threads and chunks")
         CHECK(same_bits(all_logits(session, ids), reference));
       }
       options.kernels = "auto";
+      options.small_step = 0;
       for (const uint32_t n_threads : {1u, 2u, 3u, 8u})
         for (const uint32_t chunk : {1u, 2u, 16u, 33u, 300u}) {
           if (n_threads == 8 && chunk < 16) continue;  // many barriers, and more threads than cores: slow

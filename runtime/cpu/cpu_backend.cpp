@@ -3,10 +3,12 @@
 #include "runtime/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "runtime/cpu/kv_cache.h"
 #include "runtime/cpu/weights.h"
+#include "runtime/thread_choice.h"
 #include "runtime/thread_pool.h"
 
 namespace pith::cpu {
@@ -119,6 +121,23 @@ void fill_rope(const RopeSpec& rope, uint32_t n_ctx, Range positions, float* cos
     }
 }
 
+// About how many weights of a Q24 matrix are multiplied in the time that a token of this model takes.
+double work_of_token(const Weights& weights, const ModelSpec& spec) {
+  const auto work = [](const Matrix& m) {
+    const double n = static_cast<double>(m.n_rows) * m.n_cols;
+    return m.is_q24() ? n : 4 * n;
+  };
+  double sum = work(weights.head);
+  for (const LayerWeights& layer : weights.layers) {
+    sum += work(layer.qkv) + work(layer.attn_out);
+    if (spec.n_experts == 0)
+      sum += work(layer.gate_up) + work(layer.down);
+    else
+      sum += spec.n_active_experts * (work(layer.experts[0].gate_up) + work(layer.experts[0].down));
+  }
+  return sum;
+}
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(std::shared_ptr<const Model> model, const SessionOptions& options, Arena arena)
@@ -129,7 +148,11 @@ class CpuBackend final : public Backend {
         weights_(*model_, arena_),
         cache_(spec_, options.kv, options.n_ctx, arena_),
         scratch_(spec_, weights_, options.n_ctx, options.prefill_chunk, options.n_threads, arena_),
-        pool_(options.n_threads) {
+        work_of_token_(work_of_token(weights_, spec_)),
+        small_step_(options.small_step),
+        pool_(options.n_threads),
+        prompt_threads_(options.n_threads),
+        token_threads_(options.n_threads) {
     pool_.run([&](uint32_t thread) {
       for (size_t i = 0; i < spec_.ropes.size(); ++i)
         fill_rope(spec_.ropes[i], options.n_ctx, share(options.n_ctx, thread, pool_.n_threads()),
@@ -152,6 +175,8 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  void begin_batch(uint32_t n_tokens);
+  void end_batch();
   Input prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                 const float* norm);
   template <typename Store>
@@ -182,8 +207,13 @@ class CpuBackend final : public Backend {
   Weights weights_;
   KvCache cache_;
   Scratch scratch_;
+  const double work_of_token_, small_step_;
   ThreadPool pool_;
-  uint32_t n_ = 0, position_ = 0;  // of the current batch
+  ThreadChoice prompt_threads_, token_threads_;
+  // Of the current batch:
+  uint32_t n_ = 0, position_ = 0;
+  bool is_small_ = false;  // runs on one thread
+  std::chrono::steady_clock::time_point begin_;
 };
 
 // ---- matrices -----------------------------------------------------------------------------------------------------
@@ -276,9 +306,27 @@ void CpuBackend::add_post_normed(uint32_t thread, uint32_t n_tokens, const float
 
 // ---- phases -------------------------------------------------------------------------------------------------------
 
+// Chooses the threads of a batch: five steps a layer, and the head.
+void CpuBackend::begin_batch(uint32_t n_tokens) {
+  const double n_lanes = n_tokens == 1 ? 1 : lanes_for(n_tokens) / 4;  // many tokens are cheaper
+  is_small_ = work_of_token_ * n_lanes < small_step_ * (5.0 * spec_.n_layers + 1);
+  pool_.use(is_small_ ? 1 : (n_tokens == 1 ? token_threads_ : prompt_threads_).n_threads());
+  if (is_small_) return;
+  pool_.take_stalled_ns();
+  begin_ = std::chrono::steady_clock::now();
+}
+
+void CpuBackend::end_batch() {
+  if (is_small_) return;
+  const std::chrono::nanoseconds busy = std::chrono::steady_clock::now() - begin_;
+  (n_ == 1 ? token_threads_ : prompt_threads_)
+      .record(lanes_for(n_), static_cast<uint64_t>(busy.count()), pool_.take_stalled_ns());
+}
+
 void CpuBackend::embed(std::span<const int32_t> ids, uint32_t position) {
   n_ = static_cast<uint32_t>(ids.size());
   position_ = position;
+  begin_batch(n_);
   const auto row = [&](uint32_t t) {
     embedding_row(weights_.embed, static_cast<uint32_t>(ids[t]), spec_.embedding_scale,
                   scratch_.x + size_t{t} * spec_.dim);
@@ -578,6 +626,7 @@ void CpuBackend::experts_out(uint32_t layer) {
     }
     add_post_normed(thread, n_, w.ffn_post_norm);
   });
+  if (layer + 1 == spec_.n_layers) end_batch();
 }
 
 void CpuBackend::ffn_out(uint32_t layer) {
@@ -587,6 +636,7 @@ void CpuBackend::ffn_out(uint32_t layer) {
     const Input in = prepare(thread, w.down, scratch_.hidden, spec_.ffn_dim, n_, nullptr);
     add_branch(thread, w.down, in, w.down_bias, w.ffn_post_norm);
   });
+  if (layer + 1 == spec_.n_layers) end_batch();
 }
 
 std::span<const float> CpuBackend::head(uint32_t first, uint32_t n_rows) {
