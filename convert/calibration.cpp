@@ -13,6 +13,9 @@ namespace {
 
 constexpr size_t kMaxHeldOut = 16;  // windows
 constexpr uint64_t kMaxStreamBytes = uint64_t{4} << 30;
+// For each input of an expert. Mixtral's block (64 columns, 6 experts, 2 of them at work), 4.5 bits, 512 tokens, KL divergence: 0.03
+// 0.0722, 0.25 0.0643, 1 0.0632; 2048 tokens: 0.0533, 0.0516, 0.0519.
+constexpr double kPriorTokens = 0.25;
 
 // E over n rows of (x - minus) y', as floats.
 std::vector<float> mean_products(const float* x, const float* minus, const float* y, uint32_t n, uint32_t n_x,
@@ -64,7 +67,8 @@ CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, cons
 
 uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted) {
   const uint64_t widest = std::max({spec.dim, spec.ffn_dim, spec.q_rows()});
-  const uint64_t affordable = kMaxStreamBytes / (sizeof(float) * 2 * (spec.dim + widest));
+  const uint64_t kept = spec.dim + widest + (spec.n_experts > 0 ? 2 * spec.dim : 0);
+  const uint64_t affordable = kMaxStreamBytes / (sizeof(float) * 2 * kept);
   return static_cast<uint32_t>(std::min<uint64_t>(wanted, std::max<uint64_t>(affordable, 4096)));
 }
 
@@ -90,6 +94,7 @@ void Calibration::begin_layer(uint32_t layer, LayerVectors vectors) {
   forward_.begin_layer(layer, std::move(vectors));
   forward_.prepare(original_);
   forward_.prepare(quantized_);
+  layer_h_ = {};
 }
 
 InputStatistics Calibration::statistics_of(const std::vector<float>& original,
@@ -106,8 +111,58 @@ InputStatistics Calibration::statistics_of(const std::vector<float>& original,
   return result;
 }
 
-InputStatistics Calibration::input_statistics(Part part) const {
-  return statistics_of(original_.input, quantized_.input, forward_.n_inputs(part), forward_.is_added(part));
+InputStatistics Calibration::input_statistics(Step step) {
+  if (step.is_expert(spec_)) return expert_statistics(step);
+  return statistics_of(original_.input, quantized_.input, forward_.n_inputs(step.part),
+                       forward_.is_added(step));
+}
+
+// The prior weighs as much as kPriorTokens times the number of inputs: of what all tokens of the layer give for gate and up,
+// of independent inputs for down, whose inputs no other expert shares.
+InputStatistics Calibration::expert_statistics(Step step) {
+  const uint32_t n = forward_.n_inputs(step.part);
+  const bool is_down = step.part == Part::kDown;
+  const std::vector<Stream::Routed>&routed = quantized_.routed[step.expert],
+        &routed_original = original_.routed[step.expert];
+  std::vector<float> x, y;  // rows of the original's and the quantized stream's input, times the share
+  double square = 0;
+  size_t n_rows = 0, other = 0;
+  for (; n_rows < routed.size() && routed[n_rows].token < n_counted_; ++n_rows) {
+    const auto [token, share] = routed[n_rows];
+    while (other < routed_original.size() && routed_original[other].token < token) ++other;
+    const bool is_in_both = other < routed_original.size() && routed_original[other].token == token;
+    const float* const of_quantized = quantized_.input.data() + n_rows * n;
+    const float* const of_original = !is_down     ? original_.normed.data() + size_t{token} * n
+                                     : is_in_both ? original_.input.data() + other * n
+                                                  : of_quantized;
+    for (uint32_t c = 0; c < n; ++c) {
+      x.push_back(share * of_original[c]);
+      y.push_back(share * of_quantized[c]);
+    }
+    square += double{share} * share;
+  }
+  InputStatistics result{n, std::vector<float>(size_t{n} * n), std::vector<float>(size_t{n} * n), {}};
+  if (n_rows > 0) {
+    const double scale = static_cast<double>(n_rows) / square;  // as if shares were 1
+    const uint32_t n_y = static_cast<uint32_t>(n_rows);
+    result.h = mean_products(y.data(), nullptr, y.data(), n_y, n, n, scale, n_threads_);
+    result.gap = mean_products(x.data(), y.data(), y.data(), n_y, n, n, scale, n_threads_);
+  }
+  if (!is_down && layer_h_.empty())
+    layer_h_ = mean_products(quantized_.normed.data(), nullptr, quantized_.normed.data(), n_counted_, n, n, 1,
+                             n_threads_);
+  double mean = 0;
+  for (size_t c = 0; c < n; ++c) mean += double{result.h[c * n + c]} / n;
+  const float own =
+      static_cast<float>(static_cast<double>(n_rows) / (static_cast<double>(n_rows) + kPriorTokens * n));
+  for (size_t i = 0; i < result.h.size(); ++i) {
+    const float prior = !is_down           ? layer_h_[i]
+                        : i % (n + 1) == 0 ? static_cast<float>(mean > 0 ? mean : 1)
+                                           : 0;
+    result.h[i] = own * result.h[i] + (1 - own) * prior;
+    result.gap[i] *= own;
+  }
+  return result;
 }
 
 InputStatistics Calibration::head_statistics(const std::vector<float>& norm) const {
@@ -120,11 +175,11 @@ InputStatistics Calibration::head_statistics(const std::vector<float>& norm) con
   return statistics_of(inputs[0], inputs[1], spec_.dim, false);
 }
 
-void Calibration::apply(Part part, const std::vector<float>& original, const std::vector<float>& quantized) {
+void Calibration::apply(Step step, const std::vector<float>& original, const std::vector<float>& quantized) {
   const auto start = std::chrono::steady_clock::now();
-  forward_.apply(part, original_, original);
+  forward_.apply(step, original_, original);
   original_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  forward_.apply(part, quantized_, quantized);
+  forward_.apply(step, quantized_, quantized);
 }
 
 Divergence Calibration::held_out(const std::vector<float>& norm, const std::vector<float>& head_original,

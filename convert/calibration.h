@@ -3,7 +3,11 @@
 // Two streams of activations go side by side: `original`, through the weights of the checkpoint, and `quantized`, through
 // the layers as they will be in the file. Each matrix is quantized for the inputs that it will really get (statistics of
 // the quantized stream), towards the outputs that the original gave. One layer's weights and statistics are in memory at
-// a time; the streams take 4 bytes * (2 dim + 2 max(dim, ffn_dim)) a token, which is why wide models get fewer tokens.
+// a time; the streams take 4 bytes * (2 dim + 2 max(dim, ffn_dim)) a token (with experts 4 dim more), which is why wide models
+// get fewer tokens.
+//
+// An expert is quantized for the tokens that the quantized model routes to it, each by its share squared. Where they are few,
+// what all of the layer's tokens say is mixed in.
 // Deterministic, whatever the number of threads. Not thread safe.
 #pragma once
 #include <cstdint>
@@ -51,8 +55,8 @@ class Calibration {
 
   // A layer: begin_layer, then for each of its matrices in order input_statistics and apply.
   void begin_layer(uint32_t layer, LayerVectors vectors);
-  InputStatistics input_statistics(Part part) const;
-  void apply(Part part, const std::vector<float>& original, const std::vector<float>& quantized);
+  InputStatistics input_statistics(Step step);
+  void apply(Step step, const std::vector<float>& original, const std::vector<float>& quantized);
   // After the last layer: of the head's input. norm: the final one.
   InputStatistics head_statistics(const std::vector<float>& norm) const;
 
@@ -66,6 +70,7 @@ class Calibration {
                       const std::vector<float>& head_quantized) const;
 
  private:
+  InputStatistics expert_statistics(Step step);
   InputStatistics statistics_of(const std::vector<float>& original, const std::vector<float>& quantized,
                                 uint32_t n, bool is_added) const;
 
@@ -74,6 +79,7 @@ class Calibration {
   uint32_t n_tokens_, n_counted_, n_threads_;  // counted: of the statistics
   Forward forward_;
   Stream original_, quantized_;
+  std::vector<float> layer_h_;  // [dim, dim] E[x^ x^'] of what the experts see; empty until one asks
   double original_seconds_ = 0;
 };
 

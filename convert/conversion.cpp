@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -55,9 +54,9 @@ LayerBudget budget_for(const TensorPlan& plan, const Levers& levers) {
     budget.outlier_share = 0;
   if (levers.budget == Budget::kEven) return budget;
   constexpr std::pair<const char*, double> kWeights[] = {
-      {".attn_qkv", 1.25}, {".attn_out", 1.75}, {".ffn_gate_up", 0.75}, {".ffn_down", 1.25}};
-  for (const auto& [part, weight] : kWeights)
-    if (plan.name.ends_with(part)) budget.fine_weight = weight;
+      {"attn_qkv", 1.25}, {"attn_out", 1.75}, {"gate_up", 0.75}, {"down", 1.25}};
+  for (const auto& [ending, weight] : kWeights)
+    if (plan.name.ends_with(ending)) budget.fine_weight = weight;
   return budget;
 }
 
@@ -111,31 +110,19 @@ std::vector<float> Conversion::read(const TensorPlan& plan) const {
   return values;
 }
 
+// What of a layer the forward pass of calibration needs besides its matrices.
 LayerVectors Conversion::layer_vectors(uint32_t layer) const {
+  const std::string prefix = layer_tensor(layer, "");
   LayerVectors vectors;
-  const std::pair<const char*, std::vector<float>*> parts[] = {{"attn_norm", &vectors.attn_norm},
-                                                               {"attn_qkv_bias", &vectors.qkv_bias},
-                                                               {"q_norm", &vectors.q_norm},
-                                                               {"k_norm", &vectors.k_norm},
-                                                               {"attn_out_bias", &vectors.attn_out_bias},
-                                                               {"attn_post_norm", &vectors.attn_post_norm},
-                                                               {"ffn_norm", &vectors.ffn_norm},
-                                                               {"ffn_gate_up_bias", &vectors.gate_up_bias},
-                                                               {"ffn_down_bias", &vectors.down_bias},
-                                                               {"ffn_post_norm", &vectors.ffn_post_norm}};
   for (const TensorPlan& plan : source_.plan)
-    for (const auto& [part, out] : parts)
-      if (plan.name == layer_tensor(layer, part)) *out = read(plan);
+    if (plan.role != TensorRole::kLinear && plan.name.starts_with(prefix))
+      vectors[plan.name.substr(prefix.size())] = read(plan);
   return vectors;
 }
 
-// Nothing at 16 bits, on demand, or for a family that the forward pass of calibration does not know.
+// Nothing at 16 bits or on demand.
 void Conversion::start_calibration(const Metadata& metadata) {
   if (options_.bits >= 16 || !options_.calibrate) return;
-  if (const std::string problem = why_not_calibrated(source_.spec, source_.plan); !problem.empty()) {
-    report_.notes.push_back("not calibrated: " + problem);
-    return;
-  }
   std::vector<std::string> texts;
   for (const std::string& path : options_.calibration_files)
     texts.push_back(read_text_file(path, kMaxCalibrationBytes));
@@ -153,7 +140,7 @@ void Conversion::start_calibration(const Metadata& metadata) {
 // The whole checkpoint once in float32, with rounded variants of every matrix beside it: sensitivity.h.
 void Conversion::measure() {
   const Timed timed(report_, "measure");
-  const bool wants_curves = options_.levers.budget == Budget::kMeasured;
+  const bool wants_curves = options_.levers.budget == Budget::kMeasured && source_.spec.n_experts == 0;
   SensitivityOptions wanted;
   options_.levers.apply_to(wanted.quantize);
   if (wants_curves) {
@@ -165,24 +152,26 @@ void Conversion::measure() {
   }
   SensitivityRun sensitivity(source_.spec, tokens_, std::move(wanted), n_threads_);
   std::vector<float> norm, head;
-  std::array<std::vector<float>, std::size(kParts)> weights;
+  const std::vector<Step> steps = layer_steps(source_.spec);
+  std::vector<std::vector<float>> weights;  // of a layer so far
   uint64_t n_done = 0;
   const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
   for (const TensorPlan& plan : source_.plan) {
     progress("measure", plan.name, n_done);
     n_done += uint64_t{plan.n_rows} * plan.n_cols;
     uint32_t layer = 0;
-    Part part = Part::kQkv;
+    Step step;
     if (plan.name == "norm") norm = read(plan);
     if (plan.role == TensorRole::kEmbedding) {
       Assembly assembly(source_.checkpoint, plan, false);
       sensitivity.embed([&](uint32_t id, float* row) { assembly.read_rows(id, 1, row); });
     }
-    if (!find_layer_part(plan.name, layer, part)) continue;
-    weights[static_cast<size_t>(part)] = read(plan);
-    if (part == Part::kDown) sensitivity.run_layer(layer, layer_vectors(layer), weights);
+    if (!find_step(plan.name, layer, step)) continue;
+    weights.push_back(read(plan));
+    if (weights.size() < steps.size()) continue;
+    sensitivity.run_layer(layer, layer_vectors(layer), weights);
+    weights = {};
   }
-  weights = {};
   for (const TensorPlan& plan : source_.plan)
     if (plan.name == head_name) head = read(plan);
   if (options_.levers.head) head_hessian_ = sensitivity.head_hessian(norm);
@@ -269,12 +258,12 @@ QuantizeOptions Conversion::quantize_options(const TensorPlan& plan) const {
 QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, const std::vector<float>& weights) {
   const QuantizeOptions options = quantize_options(plan);
   uint32_t layer = 0;
-  Part part = Part::kQkv;
-  if (calibration_ && find_layer_part(plan.name, layer, part)) {
+  Step step;
+  if (calibration_ && find_step(plan.name, layer, step)) {
     InputStatistics statistics;
     {
       const Timed timed(report_, "statistics");
-      statistics = calibration_->input_statistics(part);
+      statistics = calibration_->input_statistics(step);
     }
     const Timed timed(report_, "quantize");
     const Hessian hessian{plan.n_cols, std::move(statistics.h)};
@@ -312,10 +301,10 @@ std::vector<float> Conversion::read_back(const TensorPlan& plan) const {
 void Conversion::add_quantized(const TensorPlan& plan) {
   const bool is_there = writer_.has(plan.name);
   uint32_t layer = 0;
-  Part part = Part::kQkv;
-  const bool is_part = calibration_ && find_layer_part(plan.name, layer, part);
+  Step step;
+  const bool is_step = calibration_ && find_step(plan.name, layer, step);
   const bool is_embedding = calibration_ && plan.role == TensorRole::kEmbedding;
-  if (is_there && !is_part && !is_embedding) return;
+  if (is_there && !is_step && !is_embedding) return;
   Assembly assembly(source_.checkpoint, plan, false);
   std::vector<float> weights(size_t{plan.n_rows} * plan.n_cols);
   {
@@ -323,7 +312,7 @@ void Conversion::add_quantized(const TensorPlan& plan) {
     assembly.read_rows(0, plan.n_rows, weights.data());
     refuse_huge(plan.name, weights, plan.n_cols);
   }
-  if (is_part && part == Part::kQkv) {
+  if (is_step && step.part == Part::kQkv) {
     const Timed timed(report_, "forward");
     calibration_->begin_layer(layer, layer_vectors(layer));
   }
@@ -335,10 +324,10 @@ void Conversion::add_quantized(const TensorPlan& plan) {
     const Timed timed(report_, "write");
     writer_.note(plan.name, note_for(plan, assembly.source_hash(), result.report.relative_error));
     writer_.add(plan.name, result.tensor);
-    if (is_part || is_embedding) quantized = dequantize(result.tensor, n_threads_);
+    if (is_step || is_embedding) quantized = dequantize(result.tensor, n_threads_);
   }
   const Timed timed(report_, "forward");
-  if (is_part) calibration_->apply(part, weights, quantized);
+  if (is_step) calibration_->apply(step, weights, quantized);
   if (is_embedding)
     calibration_->embed([&](uint32_t id, float* original, float* file) {
       std::copy_n(weights.data() + size_t{id} * plan.n_cols, plan.n_cols, original);
@@ -359,8 +348,9 @@ void Conversion::run(Metadata& metadata) {
   report_.n_resumed = writer_.n_resumed();
   start_calibration(metadata);
   const bool is_calibrated = !tokens_.ids.empty();
-  const bool is_measured = is_calibrated && figures_of(options_.effort).is_measured &&
-                           (options_.levers.budget == Budget::kMeasured || options_.levers.head);
+  const bool is_measured =
+      is_calibrated && figures_of(options_.effort).is_measured &&
+      ((options_.levers.budget == Budget::kMeasured && source_.spec.n_experts == 0) || options_.levers.head);
   // The head's statistics are measured too: an interrupted run that has no head yet measures again.
   const bool has_head = writer_.has(source_.spec.tied_embeddings ? "embed" : "head");
   if (!has_head || !take_noted_budget()) {

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <set>
+#include <cstring>
+#include <span>
 
 #include "convert/factor.h"
 #include "convert/gemm.h"
-#include "format/error.h"
 #include "runtime/cpu/kernels.h"
 
 namespace pith {
@@ -16,10 +16,6 @@ namespace {
 
 constexpr uint32_t kTokensPerTask = 64;
 constexpr uint32_t kTokensPerChunk = 4096;  // whose outputs of a matrix are in memory at a time
-constexpr std::pair<const char*, Part> kPartNames[] = {{"attn_qkv", Part::kQkv},
-                                                       {"attn_out", Part::kAttnOut},
-                                                       {"ffn_gate_up", Part::kGateUp},
-                                                       {"ffn_down", Part::kDown}};
 
 // Calls body(token) for every token, on all threads.
 template <typename Body>
@@ -50,50 +46,35 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) void add_scaled(flo
 
 }  // namespace
 
-bool find_layer_part(const std::string& name, uint32_t& layer, Part& part) {
+std::vector<Step> layer_steps(const ModelSpec& spec) {
+  std::vector<Step> steps = {{Part::kQkv}, {Part::kAttnOut}};
+  for (uint32_t e = 0; e < std::max(spec.n_experts, 1u); ++e) {
+    steps.push_back({Part::kGateUp, e});
+    steps.push_back({Part::kDown, e});
+  }
+  return steps;
+}
+
+bool find_step(const std::string& name, uint32_t& layer, Step& step) {
   if (!name.starts_with("layers.")) return false;
-  layer = static_cast<uint32_t>(std::strtoul(name.c_str() + 7, nullptr, 10));
-  for (const auto& [text, value] : kPartNames)
-    if (name == layer_tensor(layer, text)) {
-      part = value;
+  char* end = nullptr;
+  layer = static_cast<uint32_t>(std::strtoul(name.c_str() + std::strlen("layers."), &end, 10));
+  step.expert = 0;
+  constexpr const char kExperts[] = ".experts.";
+  const bool is_expert = std::strncmp(end, kExperts, std::strlen(kExperts)) == 0;
+  if (is_expert) step.expert = static_cast<uint32_t>(std::strtoul(end + std::strlen(kExperts), &end, 10));
+  constexpr std::pair<const char*, Part> kDense[] = {{".attn_qkv", Part::kQkv},
+                                                     {".attn_out", Part::kAttnOut},
+                                                     {".ffn_gate_up", Part::kGateUp},
+                                                     {".ffn_down", Part::kDown}};
+  constexpr std::pair<const char*, Part> kExpert[] = {{".gate_up", Part::kGateUp}, {".down", Part::kDown}};
+  for (const auto& [text, part] : is_expert ? std::span<const std::pair<const char*, Part>>(kExpert)
+                                            : std::span<const std::pair<const char*, Part>>(kDense))
+    if (std::strcmp(end, text) == 0) {
+      step.part = part;
       return true;
     }
   return false;
-}
-
-std::string why_not_calibrated(const ModelSpec& spec, const std::vector<TensorPlan>& plan) {
-  static const std::set<std::string> kVectors = {
-      "attn_norm",      "attn_qkv_bias", "q_norm",           "k_norm",        "attn_out_bias",
-      "attn_post_norm", "ffn_norm",      "ffn_gate_up_bias", "ffn_down_bias", "ffn_post_norm"};
-  std::vector<uint32_t> n_parts(spec.n_layers), n_norms(spec.n_layers);
-  for (const TensorPlan& tensor : plan) {
-    if (!tensor.name.starts_with("layers.")) {
-      if (tensor.name == "embed" || tensor.name == "norm" || tensor.name == "head") continue;
-      return fmt::format("calibration has no place for tensor '{}'", tensor.name);
-    }
-    uint32_t layer = 0;
-    Part part = Part::kQkv;
-    const bool is_part = find_layer_part(tensor.name, layer, part);
-    if (layer >= spec.n_layers) return fmt::format("calibration has no place for tensor '{}'", tensor.name);
-    const std::string name = tensor.name.substr(tensor.name.find('.', 7) + 1);
-    if (is_part) {
-      if (n_parts[layer] == std::size(kParts) || part != kParts[n_parts[layer]++])
-        return fmt::format("calibration does not expect tensor '{}' where it comes", tensor.name);
-    } else if (!kVectors.contains(name)) {
-      return fmt::format("calibration has no place for tensor '{}'", tensor.name);
-    } else if ((name == "q_norm" || name == "k_norm") && tensor.n_cols != spec.head_dim) {
-      return fmt::format("calibration expects a norm of each head, '{}' is of {} elements", tensor.name,
-                         tensor.n_cols);
-    }
-    if (name == "attn_norm" || name == "ffn_norm") ++n_norms[layer];
-  }
-  for (uint32_t layer = 0; layer < spec.n_layers; ++layer)
-    if (n_parts[layer] != std::size(kParts) || n_norms[layer] != 2)
-      return fmt::format(
-          "calibration expects {} matrices and a norm before attention and feed-forward, layer {} has "
-          "{} and {}",
-          std::size(kParts), layer, n_parts[layer], n_norms[layer]);
-  return "";
 }
 
 Forward::Forward(const ModelSpec& spec, uint32_t window, uint32_t n_threads)
@@ -101,7 +82,7 @@ Forward::Forward(const ModelSpec& spec, uint32_t window, uint32_t n_threads)
   for (const RopeSpec& rope : spec.ropes) {
     std::vector<float> cosines, sines;
     for (uint32_t p = 0; p < window; ++p)
-      for (const float f : rope.inv_freq) {
+      for (const float f : rope.frequencies(window)) {
         cosines.push_back(static_cast<float>(std::cos(double{f} * p) * double{rope.scale}));
         sines.push_back(static_cast<float>(std::sin(double{f} * p) * double{rope.scale}));
       }
@@ -120,9 +101,23 @@ uint32_t Forward::n_outputs(Part part) const {
   return part == Part::kGateUp ? 2 * spec_.ffn_padded() : spec_.dim;
 }
 
-bool Forward::is_added(Part part) const {
-  return (part == Part::kAttnOut && vectors_.attn_post_norm.empty()) ||
-         (part == Part::kDown && vectors_.ffn_post_norm.empty());
+bool Forward::is_added(Step step) const {
+  return (step.part == Part::kAttnOut || step.part == Part::kDown) && !spec_.post_norms &&
+         !step.is_expert(spec_);
+}
+
+const std::vector<float>& Forward::vector(const std::string& name) const {
+  static const std::vector<float> none;
+  const auto found = vectors_.find(name);
+  return found == vectors_.end() ? none : found->second;
+}
+
+const std::vector<float>& Forward::bias_of(Step step) const {
+  if (step.part == Part::kQkv) return vector("attn_qkv_bias");
+  if (step.part == Part::kAttnOut) return vector("attn_out_bias");
+  const char* const name = step.part == Part::kGateUp ? "gate_up_bias" : "down_bias";
+  return vector(step.is_expert(spec_) ? fmt::format("experts.{}.{}", step.expert, name)
+                                      : fmt::format("ffn_{}", name));
 }
 
 void Forward::begin_layer(uint32_t layer, LayerVectors vectors) {
@@ -132,6 +127,10 @@ void Forward::begin_layer(uint32_t layer, LayerVectors vectors) {
 
 void Forward::normalize(const float* residual, uint32_t n_tokens, const std::vector<float>& norm,
                         float* out) const {
+  if (norm.empty()) {
+    std::copy_n(residual, size_t{n_tokens} * spec_.dim, out);
+    return;
+  }
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
     const size_t at = size_t{t} * spec_.dim;
     kernels().rms_norm(residual + at, norm.data(), spec_.dim, spec_.norm_eps, out + at);
@@ -141,17 +140,15 @@ void Forward::normalize(const float* residual, uint32_t n_tokens, const std::vec
 void Forward::prepare(Stream& stream) const {
   stream.input.resize(stream.residual.size());
   normalize(stream.residual.data(), static_cast<uint32_t>(stream.residual.size() / spec_.dim),
-            vectors_.attn_norm, stream.input.data());
+            vector("attn_norm"), stream.input.data());
 }
 
-void Forward::apply(Part part, Stream& stream, const std::vector<float>& weights) const {
-  const uint32_t n_tokens = static_cast<uint32_t>(stream.residual.size() / spec_.dim);
+void Forward::apply(Step step, Stream& stream, const std::vector<float>& weights) const {
+  const Part part = step.part;
   const uint32_t n = n_inputs(part), n_rows = n_outputs(part),
+                 n_tokens = static_cast<uint32_t>(stream.input.size() / n),
                  chunk = std::max(1u, kTokensPerChunk / window_) * window_;
-  const std::vector<float>& bias = part == Part::kQkv       ? vectors_.qkv_bias
-                                   : part == Part::kAttnOut ? vectors_.attn_out_bias
-                                   : part == Part::kGateUp  ? vectors_.gate_up_bias
-                                                            : vectors_.down_bias;
+  const std::vector<float>& bias = bias_of(step);
   const uint32_t n_next = part == Part::kQkv      ? n_inputs(Part::kAttnOut)
                           : part == Part::kGateUp ? spec_.ffn_dim
                                                   : 0;
@@ -165,30 +162,30 @@ void Forward::apply(Part part, Stream& stream, const std::vector<float>& weights
       for_tokens(n_here, n_threads_, [&](uint32_t t) {
         for (uint32_t r = 0; r < n_rows; ++r) y[size_t{t} * n_rows + r] += bias[r];
       });
-    float* const residual = stream.residual.data() + size_t{begin} * spec_.dim;
-    switch (part) {
-      case Part::kQkv:
-        attend(y, n_here, next.data() + size_t{begin} * n_next);
-        break;
-      case Part::kAttnOut:
-        add_to_residual(residual, n_here, y, vectors_.attn_post_norm);
-        break;
-      case Part::kGateUp:
-        gate(y, n_here, next.data() + size_t{begin} * n_next);
-        break;
-      case Part::kDown:
-        add_to_residual(residual, n_here, y, vectors_.ffn_post_norm);
-        break;
+    const size_t residual = size_t{begin} * spec_.dim;
+    if (part == Part::kQkv) {
+      attend(y, n_here, next.data() + size_t{begin} * n_next);
+    } else if (part == Part::kGateUp) {
+      gate(y, n_here, next.data() + size_t{begin} * n_next);
+    } else if (step.is_expert(spec_)) {
+      const Stream::Routed* const routed = stream.routed[step.expert].data() + begin;
+      for_tokens(n_here, n_threads_, [&](uint32_t i) {
+        add_scaled(stream.branch.data() + size_t{routed[i].token} * spec_.dim, routed[i].share,
+                   y.data() + size_t{i} * spec_.dim, spec_.dim);
+      });
+    } else {
+      add_to_residual(stream.residual.data() + residual, n_here, y,
+                      vector(part == Part::kAttnOut ? "attn_post_norm" : "ffn_post_norm"));
     }
   }
-  if (n_next > 0) {
+  if (n_next > 0)
     stream.input = std::move(next);
-  } else if (part == Part::kAttnOut) {
-    stream.input.resize(stream.residual.size());
-    normalize(stream.residual.data(), n_tokens, vectors_.ffn_norm, stream.input.data());
-  } else {
-    stream.input = {};
-  }
+  else if (part == Part::kAttnOut)
+    enter_feed_forward(stream);
+  else if (step.expert + 1 < spec_.n_experts)
+    gather(stream, step.expert + 1);
+  else
+    leave_feed_forward(stream);
 }
 
 void Forward::add_to_residual(float* residual, uint32_t n_tokens, std::vector<float>& branch,
@@ -200,10 +197,66 @@ void Forward::add_to_residual(float* residual, uint32_t n_tokens, std::vector<fl
   });
 }
 
-// gate_up: [n_tokens, 2 * ffn_padded], 16 of gate and 16 of up in turn. out: [n_tokens, ffn_dim].
-void Forward::gate(const std::vector<float>& gate_up, uint32_t n_tokens, float* out) const {
-  constexpr uint32_t kBlock = 16;
+void Forward::enter_feed_forward(Stream& stream) const {
+  stream.input.resize(stream.residual.size());
+  normalize(stream.residual.data(), static_cast<uint32_t>(stream.residual.size() / spec_.dim),
+            vector("ffn_norm"), stream.input.data());
+  if (spec_.n_experts == 0) return;
+  stream.normed = std::move(stream.input);
+  stream.branch.assign(stream.normed.size(), 0);
+  route(stream);
+  gather(stream, 0);
+}
+
+// The n_active_experts largest logits of a token (the lower index where equal), with their shares.
+void Forward::route(Stream& stream) const {
+  const uint32_t n_tokens = static_cast<uint32_t>(stream.normed.size() / spec_.dim), n = spec_.n_experts,
+                 n_active = spec_.n_active_experts;
+  const std::vector<float>& bias = vector("router_bias");
+  std::vector<float> logits(size_t{n_tokens} * n), shares(size_t{n_tokens} * n_active);
+  std::vector<uint32_t> chosen(shares.size());
+  multiply_transposed(stream.normed.data(), n_tokens, spec_.dim, vector("router").data(), n, logits.data(),
+                      n_threads_);
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
+    float* const row = logits.data() + size_t{t} * n;
+    for (size_t e = 0; e < bias.size(); ++e) row[e] += bias[e];
+    const float top = *std::max_element(row, row + n);
+    float all = 0, sum = 0;
+    for (uint32_t e = 0; e < n; ++e) all += std::exp(row[e] - top);
+    float* const share = shares.data() + size_t{t} * n_active;
+    for (uint32_t i = 0; i < n_active; ++i) {
+      float* const best = std::max_element(row, row + n);
+      chosen[size_t{t} * n_active + i] = static_cast<uint32_t>(best - row);
+      sum += share[i] = std::exp(*best - top);
+      *best = -INFINITY;
+    }
+    for (uint32_t i = 0; i < n_active; ++i) share[i] /= spec_.router_renormalize ? sum : all;
+  });
+  stream.routed.assign(n, {});
+  for (uint32_t i = 0; i < chosen.size(); ++i) stream.routed[chosen[i]].push_back({i / n_active, shares[i]});
+}
+
+// The expert's rows of `normed` become the input.
+void Forward::gather(Stream& stream, uint32_t expert) const {
+  const std::vector<Stream::Routed>& routed = stream.routed[expert];
+  stream.input.resize(routed.size() * spec_.dim);
+  for (size_t i = 0; i < routed.size(); ++i)
+    std::copy_n(stream.normed.data() + size_t{routed[i].token} * spec_.dim, spec_.dim,
+                stream.input.data() + i * spec_.dim);
+}
+
+void Forward::leave_feed_forward(Stream& stream) const {
+  if (spec_.n_experts > 0)
+    add_to_residual(stream.residual.data(), static_cast<uint32_t>(stream.residual.size() / spec_.dim),
+                    stream.branch, vector("ffn_post_norm"));
+  stream.input = stream.normed = stream.branch = {};
+  stream.routed = {};
+}
+
+// gate_up: [n_rows, 2 * ffn_padded], 16 of gate and 16 of up in turn. out: [n_rows, ffn_dim].
+void Forward::gate(const std::vector<float>& gate_up, uint32_t n_rows, float* out) const {
+  constexpr uint32_t kBlock = 16;
+  for_tokens(n_rows, n_threads_, [&](uint32_t t) {
     const float* row = gate_up.data() + size_t{t} * 2 * spec_.ffn_padded();
     for (uint32_t i = 0; i < spec_.ffn_dim; i += kBlock)
       kernels().gate(spec_.activation, row + 2 * i, row + 2 * i + kBlock, std::min(kBlock, spec_.ffn_dim - i),
@@ -211,22 +264,33 @@ void Forward::gate(const std::vector<float>& gate_up, uint32_t n_tokens, float* 
   });
 }
 
+void Forward::normalize_heads(float* qkv) const {
+  const std::vector<float>&q_norm = vector("q_norm"), &k_norm = vector("k_norm");
+  if (q_norm.empty()) return;
+  const uint32_t n = spec_.qk_norm_whole ? spec_.q_rows() : spec_.head_dim,
+                 n_k = spec_.qk_norm_whole ? spec_.kv_rows() : spec_.head_dim;
+  for (uint32_t at = 0; at < spec_.q_rows(); at += n)
+    kernels().rms_norm(qkv + at, q_norm.data(), n, spec_.norm_eps, qkv + at);
+  float* const k = qkv + spec_.q_rows();
+  for (uint32_t at = 0; at < spec_.kv_rows(); at += n_k)
+    kernels().rms_norm(k + at, k_norm.data(), n_k, spec_.norm_eps, k + at);
+}
+
 // qkv: [n_tokens, q + 2 kv rows], in ruins afterwards. out: [n_tokens, q rows]. Every window on its own, causal.
 void Forward::attend(std::vector<float>& qkv, uint32_t n_tokens, float* out) const {
   const uint32_t head_dim = spec_.head_dim, q_rows = spec_.q_rows(), kv_rows = spec_.kv_rows();
   const size_t stride = q_rows + 2 * kv_rows;
   const LayerSpec& layer = spec_.layers[layer_];
+  const std::vector<float>& sinks = vector("sinks");
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
-    for (uint32_t head = 0; head < spec_.n_heads + spec_.n_kv_heads; ++head) {  // of q, then of k
-      float* const x = qkv.data() + t * stride + size_t{head} * head_dim;
-      const std::vector<float>& norm = head < spec_.n_heads ? vectors_.q_norm : vectors_.k_norm;
-      if (!norm.empty()) kernels().rms_norm(x, norm.data(), head_dim, spec_.norm_eps, x);
-      if (layer.rope_idx < 0) continue;
-      const size_t rope = static_cast<size_t>(layer.rope_idx);
-      const uint32_t half = static_cast<uint32_t>(spec_.ropes[rope].inv_freq.size());
-      const size_t at = size_t{t % window_} * half;
-      kernels().rope(x, 2 * half, cos_[rope].data() + at, sin_[rope].data() + at);
-    }
+    float* const row = qkv.data() + t * stride;
+    normalize_heads(row);
+    if (layer.rope_idx < 0) return;
+    const size_t rope = static_cast<size_t>(layer.rope_idx);
+    const uint32_t half = static_cast<uint32_t>(spec_.ropes[rope].inv_freq.size());
+    const size_t at = size_t{t % window_} * half;
+    for (uint32_t head = 0; head < spec_.n_heads + spec_.n_kv_heads; ++head)  // of q, then of k
+      kernels().rope(row + size_t{head} * head_dim, 2 * half, cos_[rope].data() + at, sin_[rope].data() + at);
   });
   parallel_for(n_tokens / window_ * spec_.n_heads, n_threads_, [&](uint32_t task) {
     const uint32_t head = task % spec_.n_heads, kv_head = head / (spec_.n_heads / spec_.n_kv_heads);
@@ -246,8 +310,10 @@ void Forward::attend(std::vector<float>& qkv, uint32_t n_tokens, float* out) con
       for (uint32_t i = 0; i < head_dim; ++i)
         add_scaled(seen, q[i] * spec_.attn_scale, k_columns.data() + size_t{i} * window_ + begin, n_seen);
       if (spec_.attn_softcap > 0) kernels().softcap(seen, n_seen, spec_.attn_softcap);
-      const float top = *std::max_element(seen, seen + n_seen);
-      float sum = 0;
+      // A sink is one more position, without a value.
+      const float sink = sinks.empty() ? -INFINITY : sinks[head];
+      const float top = std::max(sink, *std::max_element(seen, seen + n_seen));
+      float sum = std::exp(sink - top);
       for (uint32_t j = 0; j < n_seen; ++j) sum += seen[j] = std::exp(seen[j] - top);
       float* const to = out + (first + p) * q_rows + size_t{head} * head_dim;
       std::fill_n(to, head_dim, 0.0f);

@@ -2,10 +2,12 @@
 //
 // The runtime's decoder runs a finished container; here a layer's matrices come one after another, some of them still
 // floats and some already quantized, several streams of activations go through the same layer side by side, and the
-// inputs of every matrix are wanted. Both follow the same ModelSpec, and a test holds one to the other.
+// inputs of every matrix are wanted. Both follow the same ModelSpec and know nothing else of an architecture; a test runs
+// every family through this one too (tests/test_families.cpp).
 // Results do not depend on the number of threads. Not thread safe.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -13,28 +15,38 @@
 
 namespace pith {
 
-// The matrices of a layer in the order in which they are applied.
+// The matrices of a layer in the order in which they are applied; the last two once for each expert where it has some.
 enum class Part : uint8_t { kQkv, kAttnOut, kGateUp, kDown };
-constexpr Part kParts[] = {Part::kQkv, Part::kAttnOut, Part::kGateUp, Part::kDown};
+struct Step {
+  Part part = Part::kQkv;
+  uint32_t expert = 0;
 
-// "layers.7.attn_qkv" -> 7 and which of the four. False for other tensors.
-bool find_layer_part(const std::string& name, uint32_t& layer, Part& part);
-
-// "" when this forward pass knows every tensor of the plan, else what it does not know: such a model is converted without
-// calibration. A family whose block differs in more than its tensors (ModelSpec has a switch that this class does not
-// read) must be named there too.
-std::string why_not_calibrated(const ModelSpec& spec, const std::vector<TensorPlan>& plan);
-
-// The vectors of one layer (empty when the model has none), as floats.
-struct LayerVectors {
-  std::vector<float> attn_norm, qkv_bias, q_norm, k_norm, attn_out_bias, attn_post_norm;
-  std::vector<float> ffn_norm, gate_up_bias, down_bias, ffn_post_norm;
+  bool is_expert(const ModelSpec& spec) const {
+    return spec.n_experts > 0 && (part == Part::kGateUp || part == Part::kDown);
+  }
+  bool operator==(const Step&) const = default;
 };
+std::vector<Step> layer_steps(const ModelSpec& spec);
+// "layers.7.experts.3.down" -> 7, {kDown, 3}. False for what is no matrix of a layer.
+bool find_step(const std::string& name, uint32_t& layer, Step& step);
+
+// What of a layer stays as it is, by its name in the layer: "attn_norm", "router", "experts.3.down_bias".
+using LayerVectors = std::map<std::string, std::vector<float>>;
 
 // Activations of n_tokens tokens, whole windows.
 struct Stream {
   std::vector<float> residual;  // [n_tokens, dim]
-  std::vector<float> input;     // [n_tokens, n_inputs] of the next matrix
+  std::vector<float>
+      input;  // [n_rows, n_inputs] of the next matrix; a row is a token, of an expert one of `routed`
+
+  // With experts, from attn_out to the last expert:
+  struct Routed {
+    uint32_t token;
+    float share;
+  };
+  std::vector<std::vector<Routed>> routed;  // [n_experts], tokens ascending
+  std::vector<float> normed;                // [n_tokens, dim] that the router and the experts see
+  std::vector<float> branch;                // [n_tokens, dim] sum over the experts so far
 };
 
 class Forward {
@@ -43,13 +55,13 @@ class Forward {
 
   uint32_t n_inputs(Part part) const;
   uint32_t n_outputs(Part part) const;
-  // True when what the part puts out goes to the residual stream as it is: no norm between.
-  bool is_added(Part part) const;
+  // True when what the step puts out goes to the residual stream as it is: no norm between, no other experts.
+  bool is_added(Step step) const;
 
   void begin_layer(uint32_t layer, LayerVectors vectors);
   void prepare(Stream& stream) const;  // input of kQkv
-  // weights: [n_outputs, n_inputs] as in the container's plan (fused, interleaved).
-  void apply(Part part, Stream& stream, const std::vector<float>& weights) const;
+  // weights: [n_outputs, n_inputs] as in the container's plan (fused, interleaved). Steps in the order of layer_steps.
+  void apply(Step step, Stream& stream, const std::vector<float>& weights) const;
 
   // residual: [n_tokens, dim]. norm: the final one. head: [vocab, dim]. logits: [n_tokens, vocab].
   void normalize(const float* residual, uint32_t n_tokens, const std::vector<float>& norm, float* out) const;
@@ -57,10 +69,17 @@ class Forward {
               const std::vector<float>& head, std::vector<float>& logits) const;
 
  private:
+  const std::vector<float>& vector(const std::string& name) const;  // empty: the layer has none
+  const std::vector<float>& bias_of(Step step) const;
   void attend(std::vector<float>& qkv, uint32_t n_tokens, float* out) const;
-  void gate(const std::vector<float>& gate_up, uint32_t n_tokens, float* out) const;
+  void normalize_heads(float* qkv) const;  // of one token: q and k, [q + 2 kv rows]
+  void gate(const std::vector<float>& gate_up, uint32_t n_rows, float* out) const;
   void add_to_residual(float* residual, uint32_t n_tokens, std::vector<float>& branch,
                        const std::vector<float>& post_norm) const;
+  void enter_feed_forward(Stream& stream) const;
+  void route(Stream& stream) const;
+  void gather(Stream& stream, uint32_t expert) const;
+  void leave_feed_forward(Stream& stream) const;
 
   const ModelSpec& spec_;
   uint32_t window_, n_threads_, layer_ = 0;

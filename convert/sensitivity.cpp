@@ -14,7 +14,7 @@ constexpr uint64_t kMaxStreamBytes = uint64_t{2} << 30;
 constexpr uint32_t kSampleRows = 64;  // of a matrix, for its errors
 
 CalibrationTokens first_windows(const ModelSpec& spec, const CalibrationTokens& tokens) {
-  const uint64_t token_bytes = sizeof(float) * spec.dim * (uint64_t{4} * spec.n_layers + 1);
+  const uint64_t token_bytes = sizeof(float) * spec.dim * (4 * uint64_t{spec.n_layers} + 1);
   const uint64_t n = std::min<uint64_t>(kMaxTokens, kMaxStreamBytes / token_bytes) / tokens.window;
   const size_t n_windows = std::clamp<size_t>(n, 1, tokens.n_windows() - tokens.n_held_out);
   CalibrationTokens some{tokens.window, {}, 0};
@@ -77,6 +77,7 @@ std::vector<Candidate> LossCurve::candidates(bool with_fine) const {
 SensitivityRun::SensitivityRun(const ModelSpec& spec, const CalibrationTokens& tokens,
                                SensitivityOptions options, uint32_t n_threads)
     : spec_(spec),
+      steps_(layer_steps(spec)),
       tokens_(first_windows(spec, tokens)),
       options_(std::move(options)),
       n_threads_(n_threads),
@@ -84,38 +85,37 @@ SensitivityRun::SensitivityRun(const ModelSpec& spec, const CalibrationTokens& t
       forward_(spec, tokens_.window, n_threads),
       untouched_(size_t{n_tokens_} * spec.dim) {}
 
-void SensitivityRun::run(std::vector<float>& residual, const std::array<std::vector<float>, 4>& weights,
-                         int changed, const std::vector<float>& rounded) {
-  Stream stream{std::move(residual), {}};
+void SensitivityRun::run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights,
+                         size_t changed, const std::vector<float>& rounded) {
+  Stream stream;
+  stream.residual = std::move(residual);
   forward_.prepare(stream);
-  for (const Part part : kParts) {
-    const int i = static_cast<int>(part);
-    forward_.apply(part, stream, i == changed ? rounded : weights[static_cast<size_t>(i)]);
-  }
+  for (size_t i = 0; i < steps_.size(); ++i)
+    forward_.apply(steps_[i], stream, i == changed ? rounded : weights[i]);
   residual = std::move(stream.residual);
 }
 
 void SensitivityRun::run_layer(uint32_t layer, LayerVectors vectors,
-                               const std::array<std::vector<float>, 4>& weights) {
+                               const std::vector<std::vector<float>>& weights) {
   forward_.begin_layer(layer, std::move(vectors));
-  for (std::vector<float>& residual : touched_) run(residual, weights, -1, {});
-  Stream stream{untouched_, {}};
+  for (std::vector<float>& residual : touched_) run(residual, weights, steps_.size(), {});
+  Stream stream;
+  stream.residual = untouched_;
   forward_.prepare(stream);
-  for (const Part part : kParts) {
-    const std::vector<float>& w = weights[static_cast<size_t>(part)];
+  for (size_t i = 0; i < steps_.size(); ++i) {
     if (options_.groups.empty()) {
-      forward_.apply(part, stream, w);
+      forward_.apply(steps_[i], stream, weights[i]);
       continue;
     }
-    const uint32_t n_cols = forward_.n_inputs(part), n_rows = forward_.n_outputs(part);
+    const uint32_t n_cols = forward_.n_inputs(steps_[i].part), n_rows = forward_.n_outputs(steps_[i].part);
     QuantizeOptions rough;
     rough.group = 32;
     const std::vector<float> rounded =
-        dequantize(quantize(w, n_rows, n_cols, nullptr, rough, n_threads_).tensor, n_threads_);
-    curves_.push_back(measure(w, rounded, n_cols, second_moments(stream.input, n_cols, n_threads_)));
+        dequantize(quantize(weights[i], n_rows, n_cols, nullptr, rough, n_threads_).tensor, n_threads_);
+    curves_.push_back(measure(weights[i], rounded, n_cols, second_moments(stream.input, n_cols, n_threads_)));
     touched_.push_back(untouched_);
-    run(touched_.back(), weights, static_cast<int>(part), rounded);
-    forward_.apply(part, stream, w);
+    run(touched_.back(), weights, i, rounded);
+    forward_.apply(steps_[i], stream, weights[i]);
   }
   untouched_ = std::move(stream.residual);
 }

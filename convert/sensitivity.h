@@ -6,7 +6,6 @@
 // `kl` is the mean KL divergence of its stream from the untouched one. Cost: n_matrices / 2 + 1 passes of these windows.
 // Deterministic, whatever the number of threads. Not thread safe.
 #pragma once
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -33,7 +32,8 @@ struct LossCurve {
 };
 
 struct SensitivityOptions {
-  // That a matrix may have. None: nothing is rounded, only what the head sees is wanted.
+  // That a matrix may have. None: nothing is rounded, only what the head sees is wanted (so with experts, of which there
+  // are too many for a stream each).
   std::vector<uint32_t> groups;
   std::vector<double> outlier_shares;  // of its columns, likewise; 0: no outliers
   QuantizeOptions quantize;            // levers that a matrix knows; shape and descent are set here
@@ -49,8 +49,8 @@ class SensitivityRun {
   // Row `id` of the embedding: called once for each id that occurs.
   template <typename RowReader>  // void(uint32_t id, float* row)
   void embed(RowReader&& read_row);
-  // weights: of the four parts, [n_outputs, n_inputs].
-  void run_layer(uint32_t layer, LayerVectors vectors, const std::array<std::vector<float>, 4>& weights);
+  // weights: of each of the layer's steps, [n_outputs, n_inputs].
+  void run_layer(uint32_t layer, LayerVectors vectors, const std::vector<std::vector<float>>& weights);
   // After the last layer: a curve for every matrix, in the order of the layers and parts. norm: the final one.
   std::vector<LossCurve> finish(const std::vector<float>& norm, const std::vector<float>& head);
   Hessian head_hessian(const std::vector<float>& norm) const;  // after the last layer
@@ -58,10 +58,11 @@ class SensitivityRun {
  private:
   LossCurve measure(const std::vector<float>& weights, const std::vector<float>& rounded, uint32_t n_cols,
                     const Hessian& hessian) const;
-  void run(std::vector<float>& residual, const std::array<std::vector<float>, 4>& weights, int changed,
+  void run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights, size_t changed,
            const std::vector<float>& rounded);
 
   const ModelSpec& spec_;
+  std::vector<Step> steps_;  // of a layer
   CalibrationTokens tokens_;
   SensitivityOptions options_;
   uint32_t n_threads_, n_tokens_ = 0;
