@@ -202,13 +202,6 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
 
 // ---- many tokens --------------------------------------------------------------------------------------------------
 
-// Bytes of codes (<= 15) times the word's scale, s16: the scale in each int16.
-__m512i scaled(__m512i codes, __m512i s16) {
-  const __m512i even = _mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0xff)), s16);
-  const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), s16);
-  return _mm512_or_si512(even, _mm512_slli_epi16(odd, 8));
-}
-
 // One block of a panel to bytes and minimums, in word order.
 template <uint32_t kGroup>
 void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch& out) {
@@ -218,27 +211,30 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch&
   const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
   const uint32_t first_fine = l.n_lines - l.n_fine_lines, begin = block * 8;
   const uint32_t end = begin + 8 < l.n_lines ? begin + 8 : l.n_lines;
-  for (uint32_t line = begin; line < end; ++line) {
-    for (uint32_t half = 0; half < 2; ++half) {
+  for (uint32_t half = 0; half < 2; ++half)
+    for (uint32_t line = begin; line < end; line += 2) {
       const PairScales pair = pair_scales<kGroup>(scales, line / 2, half);
-      if (line % 2 == 0) _mm512_store_si512(out.minimums[(line - begin) / 2] + half * 16, pair.m);
-      // The line's scale in both int16 of each word.
-      const __m512i s =
-          line % 2 ? _mm512_srli_epi32(pair.s, 16) : _mm512_and_si512(pair.s, _mm512_set1_epi32(0xffff));
-      const __m512i s16 = _mm512_or_si512(s, _mm512_slli_epi32(s, 16));
-      const __m512i hi = load512(base + size_t{line} * q24::kLineBytes + half * 64);
-      const bool is_fine = line >= first_fine;
-      const __m512i lo = is_fine ? load512(fine + size_t{line - first_fine} * q24::kLineBytes + half * 64)
-                                 : _mm512_setzero_si512();
-      const auto put = [&](uint32_t p, __m512i h, __m512i f) {
-        _mm512_store_si512(out.codes[(line - begin) * 4 + p] + half * 64, scaled(_mm512_or_si512(h, f), s16));
+      _mm512_store_si512(out.minimums[(line - begin) / 2] + half * 16, pair.m);
+      const __m512i even = _mm512_and_si512(pair.s, _mm512_set1_epi32(15)),
+                    odd = _mm512_srli_epi32(pair.s, 16);
+      const auto unpack = [&](uint32_t at, __m512i scale) {
+        const __m512i s16 = _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
+        const __m512i hi = load512(base + size_t{at} * q24::kLineBytes + half * 64);
+        __m512i codes[4] = {hi_codes<0>(hi), hi_codes<1>(hi), hi_codes<2>(hi), hi_codes<3>(hi)};
+        if (at >= first_fine) {
+          const __m512i lo = load512(fine + size_t{at - first_fine} * q24::kLineBytes + half * 64);
+          codes[0] = _mm512_or_si512(codes[0], lo_codes<0>(lo));
+          codes[1] = _mm512_or_si512(codes[1], lo_codes<1>(lo));
+          codes[2] = _mm512_or_si512(codes[2], lo_codes<2>(lo));
+          codes[3] = _mm512_or_si512(codes[3], lo_codes<3>(lo));
+        }
+        // A product fits its byte (15 * 15), so two bytes are multiplied as one word.
+        for (uint32_t p = 0; p < 4; ++p)
+          _mm512_store_si512(out.codes[(at - begin) * 4 + p] + half * 64, _mm512_mullo_epi16(codes[p], s16));
       };
-      put(0, hi_codes<0>(hi), lo_codes<0>(lo));
-      put(1, hi_codes<1>(hi), lo_codes<1>(lo));
-      put(2, hi_codes<2>(hi), lo_codes<2>(lo));
-      put(3, hi_codes<3>(hi), lo_codes<3>(lo));
+      unpack(line, even);
+      unpack(line + 1, odd);
     }
-  }
 }
 
 // acc += dot products, in place. By asm because GCC 12 copies every accumulator around the intrinsic in a loop, which
@@ -266,8 +262,9 @@ template <int kRows, int kVectors>
 
 // One block for kRows words from `word` on and kVectors x 16 tokens from `lane` on, added to the accumulators.
 template <int kRows, int kVectors>
-void block_tile(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block, uint32_t word,
-                const Input& in, uint32_t lane, float* acc_s, float* acc_m) {
+[[gnu::always_inline]] inline void block_tile(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block,
+                                              uint32_t word, const Input& in, uint32_t lane, float* acc_s,
+                                              float* acc_m) {
   const size_t lanes = in.n_lanes;
   const float* const scales = in.scales + block * lanes + lane;
   __m512i sums[kRows][kVectors];
@@ -277,6 +274,7 @@ void block_tile(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block, 
     for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_si512();
   const int8_t* a = in.a + (size_t{block} * 32 * lanes + lane) * 4;
   const uint8_t* codes = unpacked.codes[0] + word * 4;
+#pragma GCC unroll 4
   for (uint32_t q = 0; q < n_lines * 4; ++q, a += lanes * 4, codes += 128) {
     __m512i x[kVectors];
 #pragma GCC unroll 4
@@ -327,12 +325,12 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, u
     const uint32_t col = word[0];
     if (col >= l.padded_cols) continue;
     const __m512 delta = _mm512_set1_ps(_cvtsh_ss(word[1]));
-    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - col % 4 * 8));
+    const __m512i select = _mm512_set1_epi32(1 << (col % 4 * 8));  // of four columns, by a product with 1
     const int8_t* const a = in.a + (size_t{col / 4} * in.n_lanes + lane) * 4;
     const float* const scales = in.scales + size_t{col / kBlock} * in.n_lanes + lane;
     for (int v = 0; v < kVectors; ++v) {
-      const __m512i bytes = _mm512_srai_epi32(_mm512_sll_epi32(load512(a + v * 64), up), 24);
-      const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scales + v * 16), _mm512_cvtepi32_ps(bytes));
+      const __m512i value = _mm512_dpbusd_epi32(_mm512_setzero_si512(), select, load512(a + v * 64));
+      const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scales + v * 16), _mm512_cvtepi32_ps(value));
       sums[v] = _mm512_fmadd_ps(delta, x, sums[v]);
     }
   }
@@ -348,8 +346,14 @@ void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, con
   __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
     const uint32_t rest = m.view.layout.n_lines - block * 8, n_lines = rest < 8 ? rest : 8;
-    for (uint32_t w = 0; w < kPanelRows; w += kRows)
-      block_tile<kRows, kVectors>(blocks[block], n_lines, block, w, in, lane, acc_s, acc_m);
+    const auto tiles = [&](uint32_t n) {
+      for (uint32_t w = 0; w < kPanelRows; w += kRows)
+        block_tile<kRows, kVectors>(blocks[block], n, block, w, in, lane, acc_s, acc_m);
+    };
+    if (n_lines == 8)
+      tiles(8);  // a constant: 5 % faster
+    else
+      tiles(n_lines);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
     finish_word<kVectors>(m, panel, w, in, lane, acc_s + w * kLanesHere, acc_m + w * kLanesHere,

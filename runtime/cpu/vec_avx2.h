@@ -23,10 +23,6 @@ struct VecAvx2 {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
   }
-  static VecAvx2 gather(const float* p, const uint16_t* idx) {
-    return {_mm256_i32gather_ps(p, _mm256_cvtepu16_epi32(load128(idx)), 4),
-            _mm256_i32gather_ps(p, _mm256_cvtepu16_epi32(load128(idx + 8)), 4)};
-  }
   void store(float* p) const {
     _mm256_storeu_ps(p, lo);
     _mm256_storeu_ps(p + 8, hi);

@@ -22,9 +22,6 @@ struct VecAvx512 {
   static VecAvx512 load_i8(const int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
   }
-  static VecAvx512 gather(const float* p, const uint16_t* idx) {
-    return {_mm512_i32gather_ps(_mm512_cvtepu16_epi32(load256(idx)), p, 4)};
-  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store_f16(uint16_t* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),

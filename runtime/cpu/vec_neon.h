@@ -33,11 +33,6 @@ struct VecNeon {
     return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
              vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
   }
-  static VecNeon gather(const float* p, const uint16_t* idx) {
-    float values[16];
-    for (int i = 0; i < 16; ++i) values[i] = p[idx[i]];
-    return load(values);
-  }
   void store(float* p) const {
     for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, v[i]);
   }

@@ -37,9 +37,6 @@ struct VecScalar {
   static VecScalar load_i8(const int8_t* p) {
     return each([&](uint32_t i) { return static_cast<float>(p[i]); });
   }
-  static VecScalar gather(const float* p, const uint16_t* idx) {
-    return each([&](uint32_t i) { return p[idx[i]]; });
-  }
   void store(float* p) const { std::memcpy(p, v, sizeof v); }
   void store_f16(uint16_t* p) const {
     for (uint32_t i = 0; i < 16; ++i) p[i] = float_to_f16(v[i]);
