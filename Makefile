@@ -61,8 +61,9 @@ demo: $(MODEL)
 	else $(BUILD)/pith chat $(MODEL) --once "What is pith?"; fi
 
 # What each lever of the quantizer is worth, on the demo model: half an hour on two cores. TEXT=FILE for another text.
+# The figures as a page: pith inspect FILE --html PAGE --ablation build/ablation.json
 ablation: all
-	@tests/ablation.py $(BUILD)/pith --work $(BUILD)/ablation $(if $(TEXT),--text $(TEXT))
+	@tests/ablation.py $(BUILD)/pith --work $(BUILD)/ablation --json $(BUILD)/ablation.json $(if $(TEXT),--text $(TEXT))
 
 # Sanitizers find what they find at -O1; -g1 is enough for line numbers, and no sanitizer looks into GPU code.
 LIGHT = -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS='-O1 -g1' -DPITH_CUDA=OFF

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What each lever of the quantizer is worth: converts a model with levers off, then on one by one, and prints a table.
 
-usage: ablation.py PITH [--model DIR] [--text FILE] [--work DIR] [--only NAME...] [--max-tokens N]
+usage: ablation.py PITH [--model DIR] [--text FILE] [--work DIR] [--only NAME...] [--max-tokens N] [--json FILE]
 
 Defaults: the demo model; the test part of the shared corpus where it is there, else README.md and FORMAT.md of this
 repository (never trained or calibrated on either). Every file is compared with the 16-bit one on the same windows. Standard
 errors take a window as the unit; those of the comparisons below the table are of the differences window by window.
-Standard library only. Files already in --work are used again.
+--json: the rows also as JSON, for `pith inspect --html PAGE --ablation FILE`. Standard library only. Files already in --work are used again.
 """
 import argparse
 import json
@@ -118,6 +118,7 @@ def main():
     parser.add_argument("--work")
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--max-tokens", type=int, default=12000)
+    parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
     scratch = tempfile.TemporaryDirectory(prefix="pith-ablation-")
     work = pathlib.Path(arguments.work or scratch.name)
@@ -138,6 +139,12 @@ def main():
         r = results[row[0]] = measure(arguments.pith, work, arguments.model, text, row, reference, arguments.max_tokens)
         print(f"| {row[1]} | {r['bits']:.3f} | {r['ppl_ratio']:.4f} ± {r['ppl_ratio_se']:.4f} | "
               f"{r['kl_mean']:.4f} ± {r['kl_mean_se']:.4f} | {100 * r['top1_agreement']:.1f} % |", flush=True)
+
+    if arguments.json:
+        keys = ("bits", "ppl_ratio", "ppl_ratio_se", "kl_mean", "kl_mean_se", "top1_agreement")
+        rows = [{"quantizer": row[1]} | {key: results[row[0]][key] for key in keys} for row in ROWS if row[0] in results]
+        model = pathlib.Path(arguments.model).resolve().name
+        arguments.json.write_text(json.dumps({"model": model, "text": source, "rows": rows}, indent=1) + "\n")
 
     titles = {row[0]: row[1] for row in ROWS}
     print("\nDifferences window by window, first less second (in standard errors); negative: the first is better\n")

@@ -159,7 +159,7 @@ std::map<std::string, float> tensor_errors(const Metadata& metadata) {
 
 void add_inspect(CLI::App& root, Action& action) {
   struct Options {
-    std::string file, html;
+    std::string file, html, ablation;
     bool json = false, tensors = true;
   };
   const auto options = std::make_shared<Options>();
@@ -168,12 +168,17 @@ void add_inspect(CLI::App& root, Action& action) {
   app->add_option("FILE", options->file, "A .pith file")->required()->type_name("");
   app->add_flag("--json", options->json, "Print JSON");
   app->add_option("--html", options->html, "Write a page with charts, and print nothing")->type_name("FILE");
+  app->add_option(
+         "--ablation", options->ablation,
+         "Onto the page: what each lever of the quantizer is worth (make ablation writes ablation.json)")
+      ->type_name("FILE")
+      ->needs("--html");
   app->add_flag("!--no-tensors", options->tensors, "Leave the list of tensors out");
   app->callback([options, &action] {
     action = [options] {
       const Container container = Container::open(options->file);
       if (!options->html.empty()) {
-        write_page(options->html, inspect_html(container));
+        write_page(options->html, inspect_html(container, options->ablation));
         return kOk;
       }
       write_output(options->json ? to_json(container) : to_lines(container, options->tensors));

@@ -1,4 +1,5 @@
-// What the two forms of `pith inspect` share: lines and JSON (inspect.cpp), and the page (inspect_html.cpp).
+// What the two forms of `pith inspect` share: lines and JSON (inspect.cpp), and the page (inspect_html.cpp,
+// inspect_ablation.cpp).
 #pragma once
 #include <cstdint>
 #include <map>
@@ -31,7 +32,12 @@ std::string cut(std::string text, size_t n_bytes);
 // A value in a line, long ones cut.
 std::string short_value(const MetadataValue& value);
 
-// One page that needs nothing else: no scripts, nothing loaded, light and dark.
-std::string inspect_html(const Container& container);
+// One page that needs nothing else: no scripts, nothing loaded, light and dark. ablation: the figures of tests/ablation.py
+// --json, a file; "": none.
+std::string inspect_html(const Container& container, const std::string& ablation);
+// Its parts: (inspect_ablation.cpp) charts and table of that file; a titled chart; a small bar in a table.
+std::string ablation_section(const std::string& path);
+std::string figure(const std::string& title, const std::string& note, const std::string& svg);
+std::string meter(double value, double most, int color);
 
 }  // namespace pith::cli

@@ -127,11 +127,6 @@ std::vector<Series> series_of(const Layers& layers, Value&& value) {
   return all;
 }
 
-std::string chart(const std::string& title, const std::string& note, const std::string& svg) {
-  return fmt::format("<figure class=\"chart\" style=\"margin:0\"><h3>{}</h3><p>{}</p>\n{}</figure>\n", title,
-                     note, svg);
-}
-
 std::string charts(const Layers& layers) {
   using Value = std::optional<double>;
   const auto bits = series_of(layers, [](const PartOfLayer& part, double) -> Value {
@@ -140,33 +135,33 @@ std::string charts(const Layers& layers) {
   std::string out =
       "<h2>Layers</h2><p>Matrices of each layer, by what they do. Point at a mark for its value.</p>\n" +
       legend(bits) + "<div class=\"charts\">\n";
-  out += chart("Bits per weight", "Everything counted: codes, scales, permutation, outliers, padding",
-               line_chart({"Bits per weight over layers", "layer", " bits", 3}, bits, false));
+  out += figure("Bits per weight", "Everything counted: codes, scales, permutation, outliers, padding",
+                line_chart({"Bits per weight over layers", "layer", " bits", 3}, bits, false));
   if (layers.has_errors)
-    out += chart("Relative squared error",
-                 "Of the layer's output on the calibration text, each tensor for itself",
-                 line_chart({"Relative squared error over layers", "layer", "", 5},
-                            series_of(layers,
-                                      [](const PartOfLayer& part, double) -> Value {
-                                        if (!(part.error_weights > 0)) return std::nullopt;
-                                        return part.error_sum / part.error_weights;
-                                      }),
-                            true));
+    out += figure("Relative squared error",
+                  "Of the layer's output on the calibration text, each tensor for itself",
+                  line_chart({"Relative squared error over layers", "layer", "", 5},
+                             series_of(layers,
+                                       [](const PartOfLayer& part, double) -> Value {
+                                         if (!(part.error_weights > 0)) return std::nullopt;
+                                         return part.error_sum / part.error_weights;
+                                       }),
+                             true));
   if (layers.has_q24) {
-    out += chart("4-bit columns", "Percent of the layer's weights in them; the others are 2-bit",
-                 stacked_bars({"Share of 4-bit columns over layers", "layer", " % of the layer", 2},
-                              series_of(layers, [](const PartOfLayer& part, double weights) -> Value {
-                                return 100 * part.fine_weights / weights;
-                              })));
+    out += figure("4-bit columns", "Percent of the layer's weights in them; the others are 2-bit",
+                  stacked_bars({"Share of 4-bit columns over layers", "layer", " % of the layer", 2},
+                               series_of(layers, [](const PartOfLayer& part, double weights) -> Value {
+                                 return 100 * part.fine_weights / weights;
+                               })));
     if (layers.has_outliers)
-      out += chart("Outliers", "16-bit weights inside 2-bit groups, in 1000 weights of the layer",
-                   stacked_bars({"Outliers over layers", "layer", " of 1000 weights", 3},
-                                series_of(layers, [](const PartOfLayer& part, double weights) -> Value {
-                                  return 1000 * static_cast<double>(part.outliers) / weights;
-                                })));
+      out += figure("Outliers", "16-bit weights inside 2-bit groups, in 1000 weights of the layer",
+                    stacked_bars({"Outliers over layers", "layer", " of 1000 weights", 3},
+                                 series_of(layers, [](const PartOfLayer& part, double weights) -> Value {
+                                   return 1000 * static_cast<double>(part.outliers) / weights;
+                                 })));
     else
       out +=
-          chart("Outliers", "16-bit weights inside 2-bit groups", "<p class=\"none\">none in this file</p>");
+          figure("Outliers", "16-bit weights inside 2-bit groups", "<p class=\"none\">none in this file</p>");
   }
   return out + "</div>\n";
 }
@@ -226,11 +221,6 @@ std::string where_the_bytes_are(const Container& container, const Totals& totals
          share_bar("Bytes of the file by purpose", parts) + "</div>\n";
 }
 
-std::string meter(double value, double most, int color) {
-  return fmt::format("<span class=\"meter\"><i class=\"s{}\" style=\"width:{:.0f}%\"></i></span>", color,
-                     most > 0 ? 100 * std::clamp(value / most, 0.0, 1.0) : 0);
-}
-
 std::string tensor_table(const Container& container, const std::map<std::string, float>& errors) {
   double most_error = 0;
   for (const auto& [name, error] : errors) most_error = std::max(most_error, static_cast<double>(error));
@@ -274,7 +264,17 @@ std::string metadata_table(const Metadata& metadata) {
 
 }  // namespace
 
-std::string inspect_html(const Container& container) {
+std::string figure(const std::string& title, const std::string& note, const std::string& svg) {
+  return fmt::format("<figure class=\"chart\" style=\"margin:0\"><h3>{}</h3><p>{}</p>\n{}</figure>\n", title,
+                     note, svg);
+}
+
+std::string meter(double value, double most, int color) {
+  return fmt::format("<span class=\"meter\"><i class=\"s{}\" style=\"width:{:.0f}%\"></i></span>", color,
+                     most > 0 ? 100 * std::clamp(value / most, 0.0, 1.0) : 0);
+}
+
+std::string inspect_html(const Container& container, const std::string& ablation) {
   const Totals totals = count(container);
   const std::map<std::string, float> errors = tensor_errors(container.metadata());
   const Layers layers = by_layer(container, errors);
@@ -295,6 +295,7 @@ std::string inspect_html(const Container& container) {
                      container.fingerprint());
   out += cards(container, totals) + where_the_bytes_are(container, totals);
   if (!layers.parts.empty()) out += charts(layers);
+  if (!ablation.empty()) out += ablation_section(ablation);
   out += tensor_table(container, errors) + metadata_table(metadata);
   return out + "</main></body></html>\n";
 }

@@ -132,6 +132,21 @@ class Inspect(CliTest):
         n_matrices = sum(t["name"].startswith("layers.") and t["shape"][0] > 1 for t in facts["tensors"])
         self.assertEqual(page.tags.count("circle"), 2 * n_matrices)
 
+    def test_the_page_shows_an_ablation(self):
+        table, path = self.folder / "ablation.json", self.folder / "report.html"
+        row = {"bits": 2.85, "ppl_ratio": 1.05, "ppl_ratio_se": .002, "kl_mean": .04, "kl_mean_se": .001}
+        rows = [{"quantizer": "uniform <b>"} | row, {"quantizer": "all levers"} | row | {"kl_mean": .02}]
+        table.write_text(json.dumps({"model": "demo", "text": "held-out", "rows": rows}))
+        self.ok(pith("inspect", self.models.full, "--html", path, "--ablation", table))
+        page = Page(path.read_text())
+        self.assertEqual((page.errors, page.open), ([], []))
+        self.assertIn("uniform <b>", page.texts)
+        self.assertIn("quantizer 1, KL divergence: 0.0200 nats", page.texts)
+        for wrong in ([], {"model": "m", "text": "t", "rows": []}, {"model": "m", "text": "t", "rows": [row]}):
+            table.write_text(json.dumps(wrong))
+            self.fails(pith("inspect", self.models.full, "--html", path, "--ablation", table), 1, table, "expected what")
+        self.fails(pith("inspect", self.models.full, "--ablation", table), 2, "--html")
+
     def test_a_file_without_quantized_tensors_has_a_page(self):
         _, page = self.page(self.models.full)
         self.assertIn("Bits per weight", page.texts)
