@@ -149,19 +149,19 @@ q24::View Tensor::q24_view() const {
 
 Container Container::open(const std::string& path, Access access, Io& io) {
   MappedFile file = access == Access::kMap ? MappedFile::map(path, io) : MappedFile::read(path, io);
-  Container container = from_bytes(file.bytes(), path);
-  container.file_ = std::move(file);
-  return container;
+  const std::span<const uint8_t> bytes = file.bytes();
+  return Container(std::move(file), bytes, path);
 }
 
 Container Container::from_bytes(std::span<const uint8_t> bytes, const std::string& name) {
+  return Container({}, bytes, name);
+}
+
+Container::Container(MappedFile file, std::span<const uint8_t> bytes, const std::string& name)
+    : file_(std::move(file)), path_(name), bytes_(bytes) {
   if (reinterpret_cast<uintptr_t>(bytes.data()) % kFileAlign != 0)
     throw_error(ErrorCode::kInvalidArgument, "{}: bytes in memory must be {}-byte aligned", name, kFileAlign);
-  Container container;
-  container.path_ = name;
-  container.bytes_ = bytes;
-  in_context(name, [&] { container.parse(); });
-  return container;
+  in_context(name, [&] { parse(); });
 }
 
 void Container::parse() {
@@ -228,14 +228,25 @@ void Container::parse_directory(std::span<const uint8_t> directory, uint32_t n_t
     if (name_of(by_name_[i - 1]) == name_of(by_name_[i]))
       throw_error(ErrorCode::kFormat, "two tensors are named '{}'", name_of(by_name_[i]));
 
-  // Only now is it known that every data region lies inside the file.
+  // Only now is it known that every data region lies inside the file. Of a cold file just the planes that are copied
+  // come from the disk, all asked for before the first is waited for.
+  file_.expect_scattered_reads(true);
   for (Tensor& tensor : tensors_) {
     tensor.data = bytes_.data() + tensor.offset;
+    if (tensor.kind != TensorKind::kQ24) continue;
+    const q24::View view = q24::make_view(tensor.q24, tensor.data);
+    file_.read_ahead(reinterpret_cast<const uint8_t*>(view.perm),
+                     view.layout.padded_cols * sizeof *view.perm);
+    file_.read_ahead(reinterpret_cast<const uint8_t*>(view.col_scale),
+                     view.layout.n_lines * sizeof *view.col_scale);
+  }
+  for (Tensor& tensor : tensors_) {
     if (tensor.kind != TensorKind::kQ24) continue;
     const q24::View view = q24::make_view(tensor.q24, tensor.data);
     tensor.perm.assign(view.perm, view.perm + view.layout.padded_cols);
     q24::check_perm(tensor.q24_view(), tensor.name.c_str());
   }
+  file_.expect_scattered_reads(false);
 }
 
 const Tensor* Container::find(std::string_view name) const {

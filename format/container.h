@@ -55,13 +55,16 @@ class Container {
   const Tensor* find(std::string_view name) const;                 // nullptr when absent
   const Tensor& get(std::string_view name) const;                  // throws kFormat when absent
 
+  // Asks the system to fetch a tensor's pages while something else is computed (see MappedFile::read_ahead).
+  void read_ahead(const Tensor& tensor) const { file_.read_ahead(tensor.data, tensor.size_bytes); }
+
   // Recomputes the tensor's checksum and checks its content. Throws kFormat naming the tensor.
   void verify_tensor(const Tensor& tensor) const;
   // A hash of header, metadata and directory (hence of every tensor checksum): identifies the model.
   uint64_t fingerprint() const { return fingerprint_; }
 
  private:
-  Container() = default;
+  Container(MappedFile file, std::span<const uint8_t> bytes, const std::string& name);
   void parse();  // bytes_ and path_ to everything below
   void parse_directory(std::span<const uint8_t> directory, uint32_t n_tensors, uint64_t tensors_end);
 

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <new>
@@ -45,6 +46,17 @@ MappedFile MappedFile::read(const std::string& path, Io& io) {
   const size_t found = file.read_at(0, data, size);
   if (found != size) throw_error(ErrorCode::kIo, "{}: {} bytes read, expected {}", path, found, size);
   return copy;
+}
+
+void MappedFile::read_ahead(const uint8_t* data, size_t size_bytes) const {
+  if (!mapped_) return;
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t begin = static_cast<size_t>(data - data_) / page * page;  // the mapping begins on a page
+  madvise(data_ + begin, static_cast<size_t>(data - data_) + size_bytes - begin, MADV_WILLNEED);
+}
+
+void MappedFile::expect_scattered_reads(bool scattered) const {
+  if (mapped_) madvise(data_, size_, scattered ? MADV_RANDOM : MADV_NORMAL);
 }
 
 MappedFile::~MappedFile() {

@@ -23,6 +23,13 @@ class MappedFile {
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
   bool is_mapped() const { return mapped_; }
 
+  // Asks the system to read these bytes of a mapping from the disk while the caller does something else. Advice: it
+  // cannot fail, and does nothing to a heap copy.
+  void read_ahead(const uint8_t* data, size_t size_bytes) const;
+  // Between true and false, pages of a mapping come one by one: without it the system reads megabytes around each that
+  // is touched. Advice, too.
+  void expect_scattered_reads(bool scattered) const;
+
  private:
   uint8_t* data_ = nullptr;
   uint64_t size_ = 0;

@@ -177,6 +177,7 @@ class CpuBackend final : public Backend {
  private:
   void begin_batch(uint32_t n_tokens);
   void end_batch();
+  void read_ahead(uint32_t n_layers);
   Input prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                 const float* norm);
   template <typename Store>
@@ -214,6 +215,7 @@ class CpuBackend final : public Backend {
   uint32_t n_ = 0, position_ = 0;
   bool is_small_ = false;  // runs on one thread
   std::chrono::steady_clock::time_point begin_;
+  uint32_t n_layers_asked_ = 0;  // of read_ahead()
 };
 
 // ---- matrices -----------------------------------------------------------------------------------------------------
@@ -338,7 +340,17 @@ void CpuBackend::embed(std::span<const int32_t> ids, uint32_t position) {
   });
 }
 
+// From a cold file the first batch finds the pages of each layer on their way while it computes the one before: page
+// faults alone read 128 KB at a time and wait for each. Experts are left out: most are not needed.
+void CpuBackend::read_ahead(uint32_t n_layers) {
+  for (; n_layers_asked_ < std::min(n_layers, spec_.n_layers); ++n_layers_asked_)
+    for (const char* part : {"attn_qkv", "attn_out", "ffn_gate_up", "ffn_down"})
+      if (const Tensor* const t = model_->container().find(layer_tensor(n_layers_asked_, part)))
+        model_->container().read_ahead(*t);
+}
+
 void CpuBackend::attn_in(uint32_t layer) {
+  read_ahead(layer + 2);
   const LayerWeights& w = weights_.layers[layer];
   pool_.run([&](uint32_t thread) {
     const Input in = prepare(thread, w.qkv, scratch_.x, spec_.dim, n_, w.attn_norm);
