@@ -51,4 +51,21 @@ struct TemplateRaise {
   std::string message;
 };
 
+// ---- Shared by chat_template_filters.cpp and chat_template_functions.cpp ----
+
+// The row of that name, nullptr when there is none.
+template <typename Row, size_t N>
+const Row* find_row(const Row (&table)[N], const std::string& name) {
+  for (const Row& row : table)
+    if (name == row.name) return &row;
+  return nullptr;
+}
+
+// The text of a string; `what` needs one otherwise.
+const TemplateText& string_of(const TemplateValue& value, const char* what);
+
+// replace() and items() are both filters and methods.
+TemplateValue replace_in(TemplateHeap& heap, const TemplateText& text, TemplateArgs& args);
+TemplateValue map_items(TemplateHeap& heap, const TemplateValue& map);
+
 }  // namespace pith

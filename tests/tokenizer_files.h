@@ -88,4 +88,35 @@ int error_of(const F& f, std::string& message) {
   return 0;
 }
 
+inline const json kConfig = json::parse(R"({"vocab_size": 500})");
+
+// A byte-level tokenizer.json of the golden base vocabulary with an added "<|end|>" (special) and "<|x|>" (not).
+inline json byte_level_json() {
+  const json golden = read_golden("tokenizer/variants.json");
+  json tokenizer = golden["variants"][0]["tokenizer"];
+  REQUIRE(golden["variants"][0]["name"] == "gpt2");
+  tokenizer["model"].update(golden["bases"]["bytes"]);
+  tokenizer["added_tokens"] = {
+      {{"id", 460}, {"content", "<|end|>"}, {"special", true}, {"normalized", false}},
+      {{"id", 461}, {"content", "<|x|>"}, {"special", false}, {"normalized", false}}};
+  return tokenizer;
+}
+
+inline json pieces_json() {
+  const json golden = read_golden("tokenizer/variants.json");
+  for (const json& variant : golden["variants"])
+    if (variant["name"] == "llama2") {
+      json tokenizer = variant["tokenizer"];
+      tokenizer["model"].update(golden["bases"]["pieces"]);
+      return tokenizer;
+    }
+  throw std::runtime_error("no variant llama2");
+}
+
+inline std::string text_of(const pith::Tokenizer& tokenizer, const std::vector<int32_t>& ids) {
+  std::string out;
+  for (const int32_t id : ids) out += fmt::format("[{}]", tokenizer.piece(id, true));
+  return out;
+}
+
 }  // namespace pith_test
