@@ -165,7 +165,9 @@ Container::Container(MappedFile file, std::span<const uint8_t> bytes, const std:
 }
 
 void Container::parse() {
+  file_.expect_scattered_reads(true);
   const HeaderRecord h = parse_header(bytes_);
+  file_.read_ahead(bytes_.data() + h.metadata_offset, h.file_size - h.metadata_offset);
   const Bytes metadata =
       copy_section("metadata", bytes_, h.metadata_offset, h.metadata_size, h.metadata_checksum);
   const Bytes directory =
@@ -173,6 +175,7 @@ void Container::parse() {
   parse_directory(directory, h.n_tensors, h.metadata_offset);
   metadata_ = Metadata::parse(metadata);
   fingerprint_ = h.header_checksum;
+  file_.expect_scattered_reads(false);
 }
 
 void Container::parse_directory(std::span<const uint8_t> directory, uint32_t n_tensors,
@@ -230,7 +233,6 @@ void Container::parse_directory(std::span<const uint8_t> directory, uint32_t n_t
 
   // Only now is it known that every data region lies inside the file. Of a cold file just the planes that are copied
   // come from the disk, all asked for before the first is waited for.
-  file_.expect_scattered_reads(true);
   for (Tensor& tensor : tensors_) {
     tensor.data = bytes_.data() + tensor.offset;
     if (tensor.kind != TensorKind::kQ24) continue;
@@ -246,7 +248,6 @@ void Container::parse_directory(std::span<const uint8_t> directory, uint32_t n_t
     tensor.perm.assign(view.perm, view.perm + view.layout.padded_cols);
     q24::check_perm(tensor.q24_view(), tensor.name.c_str());
   }
-  file_.expect_scattered_reads(false);
 }
 
 const Tensor* Container::find(std::string_view name) const {

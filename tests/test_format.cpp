@@ -1,4 +1,7 @@
 // The container: what it reads, and everything it must refuse. Metadata, Q24 and the writer have files of their own.
+#include <fcntl.h>
+#include <sys/mman.h>
+
 #include <catch2/catch.hpp>
 
 #include "count_allocations.h"
@@ -67,6 +70,19 @@ ErrorCode code_of(const Bytes& file) {
   return ErrorCode::kInternal;
 }
 
+// Bytes of a file that are in memory.
+size_t cached_bytes(const std::string& path) {
+  const Bytes::size_type size = std::filesystem::file_size(path);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  void* const data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
+  REQUIRE(data != MAP_FAILED);
+  std::vector<unsigned char> pages((size + 4095) / 4096);
+  REQUIRE(::mincore(data, size, pages.data()) == 0);
+  ::munmap(data, size);
+  ::close(fd);
+  return static_cast<size_t>(std::count_if(pages.begin(), pages.end(), [](auto p) { return p & 1; })) * 4096;
+}
+
 }  // namespace
 
 using Catch::Matchers::Contains;
@@ -100,6 +116,31 @@ TEST_CASE("a file reads back as written, mapped and in memory") {
     CHECK(file.find("norms") == nullptr);
     CHECK_THROWS_WITH(file.get("absent"), path + ": tensor 'absent' is missing");
   }
+}
+
+TEST_CASE("opening a cold file brings little of it into memory") {
+  const TempFolder folder;
+  const std::string path = folder / "big.pith";
+  const q24::Unpacked small = random_unpacked({33, 65, 16, 80, 2}, 1);
+  {
+    Writer writer(path, 7);
+    writer.add("a", TensorKind::kBF16, 4096, 1024, Bytes(8 << 20));
+    writer.add("b", small);
+    writer.add("c", TensorKind::kBF16, 4096, 1024, Bytes(8 << 20));
+    writer.finish(SampleFile::metadata());
+  }
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+  ::close(fd);
+  if (cached_bytes(path) > 0) {
+    WARN("SKIP: this file system keeps files in memory");
+    return;
+  }
+  const Container file = Container::open(path);
+  CHECK(file.get("b").perm == small.perm);
+  CHECK(cached_bytes(path) < 256 << 10);
+  file.read_ahead(file.get("c"));
+  CHECK_NOTHROW(file.verify_tensor(file.get("c")));
 }
 
 TEST_CASE("a file with no tensors and no metadata opens") {
