@@ -28,6 +28,13 @@ constexpr float kMaxWeight = 1e9f;
 // The head's metric: what it sees, and this share of the plain one, for a tied embedding and for what the sample missed.
 constexpr double kHeadIdentity = 1;
 
+// 0 for a matrix whose input was 0 at every token: then all of its columns count alike.
+double mean_diagonal(const Hessian& hessian) {
+  double sum = 0;
+  for (size_t c = 0; c < hessian.n_cols; ++c) sum += double{hessian.values[c * hessian.n_cols + c]};
+  return sum / hessian.n_cols;
+}
+
 struct EffortFigures {
   uint32_t calibration_tokens, descent_rounds;
   bool is_measured;  // sensitivity
@@ -267,6 +274,8 @@ QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, const std::ve
     }
     const Timed timed(report_, "quantize");
     const Hessian hessian{plan.n_cols, std::move(statistics.h)};
+    if (mean_diagonal(hessian) == 0)
+      return quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
     if (!options_.levers.correct)
       return quantize(weights, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
     std::vector<float> target = weights;
@@ -277,11 +286,9 @@ QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, const std::ve
   }
   const Timed timed(report_, "quantize");
   const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
-  if (!head_hessian_ || plan.name != head_name)
-    return quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
+  const double mean = head_hessian_ && plan.name == head_name ? mean_diagonal(*head_hessian_) : 0;
+  if (mean == 0) return quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
   Hessian hessian = *head_hessian_;
-  double mean = 0;
-  for (size_t c = 0; c < plan.n_cols; ++c) mean += double{hessian.values[c * plan.n_cols + c]} / plan.n_cols;
   for (size_t c = 0; c < plan.n_cols; ++c)
     hessian.values[c * plan.n_cols + c] += static_cast<float>(kHeadIdentity * mean);
   return quantize(weights, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);

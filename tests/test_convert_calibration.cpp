@@ -41,6 +41,19 @@ TEST_CASE("calibration lowers the error that counts and needs a text that serves
 
 // The levers that a single matrix knows are held by test_quantizer; here those that the conversion itself obeys, and one that it
 // hands on.
+TEST_CASE("a matrix whose input is always 0 is quantized without statistics") {
+  for (const char* zeroed : {"model.layers.0.input_layernorm.weight", "model.embed_tokens.weight"}) {
+    TinyCheckpoint checkpoint;
+    std::string& data = checkpoint.tensors.at(zeroed).data;
+    data.assign(data.size(), '\0');
+    checkpoint.write();
+    ConvertOptions options = options_for(checkpoint, 3.5);
+    options.calibration_tokens = 1024;
+    for (const auto& tensor : convert(checkpoint.model_dir(), options).tensors)
+      CHECK(tensor.relative_error < 0.3);
+  }
+}
+
 TEST_CASE("every effort and every lever of a conversion gives other tensors") {
   TinyCheckpoint checkpoint(64, 96, 1);
   checkpoint.write();
