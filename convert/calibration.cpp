@@ -29,27 +29,32 @@ std::vector<float> mean_products(const float* x, const float* minus, const float
 
 }  // namespace
 
-CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, const Tokenizer& tokenizer,
-                                     uint32_t window, uint32_t max_tokens) {
-  const uint32_t n_bos = tokenizer.first_id() >= 0 ? 1 : 0;
-  const size_t step = window - n_bos;
+std::vector<std::vector<int32_t>> encode_texts(const std::vector<std::string>& texts,
+                                               const Tokenizer& tokenizer) {
   std::vector<std::vector<int32_t>> encoded;
-  size_t n_all = 0;
   for (const std::string& text : texts) {
     if (!is_valid_utf8(text))
       throw_error(ErrorCode::kInvalidArgument, "calibration text {}: not UTF-8", encoded.size());
     encoded.push_back(tokenizer.encode(text, {}));
-    n_all += encoded.back().size();
   }
+  return encoded;
+}
+
+CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& texts, int32_t first_id,
+                                     uint32_t window, uint32_t max_tokens) {
+  const uint32_t n_bos = first_id >= 0 ? 1 : 0;
+  const size_t step = window - n_bos;
+  size_t n_all = 0;
+  for (const std::vector<int32_t>& ids : texts) n_all += ids.size();
   if (n_all < kMinCalibrationTokens)
     throw_error(ErrorCode::kInvalidArgument, "calibration text: {} tokens, expected at least {}", n_all,
                 kMinCalibrationTokens);
   CalibrationTokens tokens{window, {}, 0};
   for (size_t at = 0, n_added = 1; n_added > 0; at += step) {
     n_added = 0;
-    for (const std::vector<int32_t>& ids : encoded) {
+    for (const std::vector<int32_t>& ids : texts) {
       if (at + step > ids.size() || tokens.ids.size() + window > max_tokens) continue;
-      if (n_bos > 0) tokens.ids.push_back(tokenizer.first_id());
+      if (n_bos > 0) tokens.ids.push_back(first_id);
       tokens.ids.insert(tokens.ids.end(), ids.begin() + static_cast<ptrdiff_t>(at),
                         ids.begin() + static_cast<ptrdiff_t>(at + step));
       ++n_added;

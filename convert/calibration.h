@@ -29,9 +29,12 @@ struct CalibrationTokens {
   uint32_t n_windows() const { return static_cast<uint32_t>(ids.size() / window); }
 };
 constexpr uint32_t kMinCalibrationTokens = 512;
-// Texts take turns, a window each. Throws Error(kInvalidArgument): not UTF-8, empty, or fewer than
-// kMinCalibrationTokens tokens.
-CalibrationTokens calibration_tokens(const std::vector<std::string>& texts, const Tokenizer& tokenizer,
+// Texts as ids. Throws Error(kInvalidArgument): not UTF-8.
+std::vector<std::vector<int32_t>> encode_texts(const std::vector<std::string>& texts,
+                                               const Tokenizer& tokenizer);
+// Texts take turns, a window each. first_id: of every window; -1: none. Throws Error(kInvalidArgument): fewer than
+// kMinCalibrationTokens tokens, or no text of a window's length.
+CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& texts, int32_t first_id,
                                      uint32_t window, uint32_t max_tokens);
 // As many tokens as `spec` can have at most: `wanted`, less where the streams would take more than 4 GiB.
 uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted);

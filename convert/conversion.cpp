@@ -12,6 +12,7 @@
 #include "convert/budget.h"
 #include "convert/calibration_text.h"
 #include "convert/json_file.h"
+#include "convert/self_tokens.h"
 #include "format/checksum.h"
 #include "format/error.h"
 
@@ -20,7 +21,8 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kCalibrationWindow = 256;
-constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
+constexpr uint32_t kMaxSelfTokens = 32768;  // sampled one by one
+constexpr double kOutlierShare = 0.004;     // of the weights, where the target leaves room
 constexpr uint32_t kMinOutlierCols = 1024;
 constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
 // No weight of a model that runs is near it; d and col_scale, fp16 both, could not hold much more.
@@ -130,17 +132,25 @@ LayerVectors Conversion::layer_vectors(uint32_t layer) const {
 // Nothing at 16 bits or on demand.
 void Conversion::start_calibration(const Metadata& metadata) {
   if (options_.bits >= 16 || !options_.calibrate) return;
-  std::vector<std::string> texts;
-  for (const std::string& path : options_.calibration_files)
-    texts.push_back(read_text_file(path, kMaxCalibrationBytes));
-  if (texts.empty()) texts.emplace_back(builtin_calibration_text());
-  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(metadata, source_.spec.vocab_size);
   const uint32_t n_tokens =
       options_.calibration_tokens > 0
           ? options_.calibration_tokens
           : affordable_tokens(source_.spec, figures_of(options_.effort).calibration_tokens);
-  tokens_ =
-      calibration_tokens(texts, *tokenizer, std::min(kCalibrationWindow, source_.spec.max_context), n_tokens);
+  const uint32_t window = std::min(kCalibrationWindow, source_.spec.max_context);
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(metadata, source_.spec.vocab_size);
+  std::vector<std::string> texts;
+  bool wants_own = false;
+  for (const std::string& path : options_.calibration_files) {
+    wants_own |= path == kSelfText;
+    if (path != kSelfText) texts.push_back(read_text_file(path, kMaxCalibrationBytes));
+  }
+  if (options_.calibration_files.empty()) texts.emplace_back(builtin_calibration_text());
+  std::vector<std::vector<int32_t>> encoded = encode_texts(texts, *tokenizer);
+  if (wants_own) {
+    const Timed timed(report_, "sample");
+    encoded.push_back(self_tokens(source_.checkpoint.dir(), options_, std::min(n_tokens, kMaxSelfTokens)));
+  }
+  tokens_ = calibration_tokens(encoded, tokenizer->first_id(), window, n_tokens);
   report_.calibration_tokens = static_cast<uint32_t>(tokens_.ids.size());
 }
 

@@ -40,6 +40,10 @@ std::string describe(const ConvertOptions& options) {
   if (options.bits < 16 && options.calibrate) {
     text += fmt::format(" calibration-tokens={}", options.calibration_tokens);
     for (const std::string& path : options.calibration_files) {
+      if (path == kSelfText) {
+        text += " calibration=self";
+        continue;
+      }
       const std::string bytes = read_text_file(path, kMaxCalibrationBytes);
       text += fmt::format(" calibration={:016x}",
                           checksum64({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));

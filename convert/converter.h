@@ -22,8 +22,10 @@ namespace pith {
 // How long a conversion below 16 bits may take. Figures: convert/converter.cpp.
 enum class Effort : uint8_t { kFast, kNormal, kMax };
 
+constexpr const char* kSelfText = "self";  // in place of a calibration file: what the model writes itself
+
 struct ConvertProgress {
-  const char* stage;     // "measure", "convert", "check"
+  const char* stage;     // "sample", "measure", "convert", "check"
   std::string tensor;    // being worked on
   uint64_t done, total;  // weights: elements of the container's tensors
 };
@@ -35,12 +37,13 @@ struct ConvertOptions {
   Effort effort = Effort::kNormal;
   Levers levers;          // Levers::paper() for the published method
   bool calibrate = true;  // below 16 bits: measure what each layer sees, and quantize for that
-  std::vector<std::string> calibration_files;  // text, UTF-8; none: the built-in text
-  uint32_t calibration_tokens = 0;             // at most; 0: by effort and width
-  bool force = false;            // unknown config keys and unused tensors are noted, not refused
-  bool allow_nonfinite = false;  // NaN and Inf weights pass (16 and 32 bits only)
-  bool resume = true;            // false: start over
-  uint32_t n_threads = 0;        // 0: all cores
+  std::vector<std::string>
+      calibration_files;            // text, UTF-8; none: the built-in text; kSelfText: self_tokens.h
+  uint32_t calibration_tokens = 0;  // at most; 0: by effort and width
+  bool force = false;               // unknown config keys and unused tensors are noted, not refused
+  bool allow_nonfinite = false;     // NaN and Inf weights pass (16 and 32 bits only)
+  bool resume = true;               // false: start over
+  uint32_t n_threads = 0;           // 0: all cores
   std::function<void(const ConvertProgress&)> progress;  // from the calling thread; may throw to stop
 };
 

@@ -39,6 +39,22 @@ TEST_CASE("calibration lowers the error that counts and needs a text that serves
   }
 }
 
+TEST_CASE("a model calibrates on what it writes itself, the same for any number of threads") {
+  TinyCheckpoint checkpoint(64, 96, 1);
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  convert(checkpoint.model_dir(), options);
+  const std::vector<float> builtin = decode(Container::open(checkpoint.output()), "layers.0.ffn_down");
+  options.calibration_files = {kSelfText};
+  CHECK(convert(checkpoint.model_dir(), options).calibration_tokens == 512);
+  const std::string self = read_text_file(checkpoint.output());
+  CHECK(decode(Container::open(checkpoint.output()), "layers.0.ffn_down") != builtin);
+  options.n_threads = 3;
+  convert(checkpoint.model_dir(), options);
+  CHECK(read_text_file(checkpoint.output()) == self);
+  CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
+}
+
 // The levers that a single matrix knows are held by test_quantizer; here those that the conversion itself obeys, and one that it
 // hands on.
 TEST_CASE("a matrix whose input is always 0 is quantized without statistics") {

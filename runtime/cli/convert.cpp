@@ -108,8 +108,9 @@ void add_convert(CLI::App& root, Action& action) {
                   "Embedding and head below 16 bits: 4 or 16 (4)")
       ->type_name("B")
       ->check(CLI::IsMember({4, 16}));
-  app->add_option("--calib", command->options.calibration_files,
-                  "Texts to calibrate on below 16 bits (default: a built-in one)")
+  app->add_option(
+         "--calib", command->options.calibration_files,
+         "Texts to calibrate on below 16 bits (default: a built-in one); self: what the model writes itself")
       ->type_name("FILE")
       ->expected(1, -1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
