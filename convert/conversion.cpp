@@ -41,16 +41,12 @@ struct EffortFigures {
   uint32_t calibration_tokens, descent_rounds;
   bool is_measured;  // sensitivity
 };
+// No more than these: on the demo model at 2.85 bits twelve rounds of descent changed the KL divergence by -.0003 +- .0002 and the
+// log perplexity by +.004 +- .002 (paired), and scales and norms tuned block by block (Adam, 3 passes over 20,000 tokens) took
+// 13 % of the first block's error and 1.5 % of each one's after it: compensation, refit and correction leave little there.
 EffortFigures figures_of(Effort effort) {
-  switch (effort) {
-    case Effort::kFast:
-      return {16384, 1, false};
-    case Effort::kNormal:
-      return {65536, 4, true};
-    case Effort::kMax:
-      break;
-  }
-  return {262144, 12, true};
+  if (effort == Effort::kFast) return {16384, 1, false};
+  return {65536, 4, true};
 }
 
 // What a layer's 4-bit columns are worth beside another's, where that is not measured: found on a small chat model (dim 256,

@@ -28,7 +28,7 @@ void check_options(const ConvertOptions& options) {
 }
 
 const char* name_of(Effort effort) {
-  return effort == Effort::kFast ? "fast" : effort == Effort::kNormal ? "normal" : "max";
+  return effort == Effort::kFast ? "fast" : "normal";
 }
 
 // What decides the bytes, apart from the source.

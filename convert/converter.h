@@ -20,7 +20,7 @@
 namespace pith {
 
 // How long a conversion below 16 bits may take. Figures: convert/converter.cpp.
-enum class Effort : uint8_t { kFast, kNormal, kMax };
+enum class Effort : uint8_t { kFast, kNormal };
 
 constexpr const char* kSelfText = "self";  // in place of a calibration file: what the model writes itself
 

@@ -56,8 +56,7 @@ int run(const ConvertCommand& command) {
   options.bits = parse_bits(command.bits);
   options.resume = !command.restart;
   options.effort =
-      find_word<Effort>("--effort", command.effort,
-                        {{"fast", Effort::kFast}, {"normal", Effort::kNormal}, {"max", Effort::kMax}});
+      find_word<Effort>("--effort", command.effort, {{"fast", Effort::kFast}, {"normal", Effort::kNormal}});
   options.levers = find_word<Levers>("--preset", command.preset, {{"best", {}}, {"paper", Levers::paper()}});
   apply_levers(command.ablate, options.levers);
   Progress progress("weights");
@@ -99,7 +98,7 @@ void add_convert(CLI::App& root, Action& action) {
       ->type_name("B");
   app->add_option("--preset", command->preset, "best, or paper: the published method as it stands")
       ->type_name("NAME");
-  app->add_option("--effort", command->effort, "How long to search: fast, normal, max (normal)")
+  app->add_option("--effort", command->effort, "How long to search: fast, normal (normal)")
       ->type_name("NAME");
   app->add_option("--ablate", command->ablate,
                   "Expert: switch levers of the quantizer, LEVER=VALUE,... (convert/levers.h lists them)")
