@@ -411,12 +411,16 @@ struct Generic {
       return query.begin > p ? (query.begin - p < 16 ? query.begin - p : 16) : 0;
     };
     const auto to = [&](uint32_t p) { return query.end > p ? (query.end - p < 16 ? query.end - p : 16) : 0; };
+    const auto keep = [&](V x, uint32_t p, float other) {
+      const bool whole_tile = query.begin <= p && p + 16 <= query.end;
+      return whole_tile ? x : V::keep(x, from(p), to(p), other);
+    };
     for (uint32_t t = tile_begin; t < tile_end; ++t) {
       const uint32_t p = t * 16;
       V s = V::load(scores + (p - base)) * V::set1(scale);
       if (kv.k_scale != nullptr) s = s * V::load(kv.k_scale + p);
       if (softcap != 0) s = soft_capped(s, softcap);
-      s = V::keep(s, from(p), to(p), -__builtin_inff());
+      s = keep(s, p, -__builtin_inff());
       s.store(scores + (p - base));
       largest = V::max(largest, s);
     }
@@ -424,9 +428,9 @@ struct Generic {
     V sum = V::set1(0);
     for (uint32_t t = tile_begin; t < tile_end; ++t) {
       const uint32_t p = t * 16;
-      V e = V::keep(exp(V::load(scores + (p - base)) - V::set1(max)), from(p), to(p), 0);
+      V e = keep(exp(V::load(scores + (p - base)) - V::set1(max)), p, 0);
       sum = sum + e;
-      if (kv.v_scale != nullptr) e = V::keep(e * V::load(kv.v_scale + p), from(p), to(p), 0);
+      if (kv.v_scale != nullptr) e = keep(e * V::load(kv.v_scale + p), p, 0);
       e.store(scores + (p - base));
     }
     query.out[kv.padded_head_dim] = max;
