@@ -1,0 +1,117 @@
+// The feed-forward part of a mixture of experts: tokens are sorted by expert, and all threads work on one after another.
+#include <cmath>
+
+#include "runtime/cpu/phases.h"
+
+namespace pith::cpu {
+
+// The n_active_experts largest logits of a token (the lower index where equal), with their shares, experts ascending.
+void CpuBackend::choose_experts(uint32_t token) {
+  float* const logits = scratch_.router + size_t{token} * spec_.n_experts;
+  Scratch::Chosen* const chosen = scratch_.slot_of + size_t{token} * spec_.n_active_experts;
+  const float top = *std::max_element(logits, logits + spec_.n_experts);
+  float all = 0;
+  for (uint32_t e = 0; e < spec_.n_experts; ++e) all += std::exp(logits[e] - top);
+  float sum = 0;
+  for (uint32_t i = 0; i < spec_.n_active_experts; ++i) {
+    const float* const best = std::max_element(logits, logits + spec_.n_experts);
+    chosen[i] = {static_cast<uint32_t>(best - logits), std::exp(*best - top)};
+    sum += chosen[i].share;
+    logits[chosen[i].expert] = -INFINITY;
+  }
+  const float total = spec_.router_renormalize ? sum : all;
+  for (uint32_t i = 0; i < spec_.n_active_experts; ++i) chosen[i].share /= total;
+  std::sort(chosen, chosen + spec_.n_active_experts,
+            [](const auto& a, const auto& b) { return a.expert < b.expert; });
+}
+
+// slot_of to slots: the tokens of each expert, ascending.
+void CpuBackend::sort_by_expert() {
+  const uint32_t n_chosen = n_ * spec_.n_active_experts;
+  uint32_t* const begin = scratch_.expert_begin;
+  std::fill_n(begin, spec_.n_experts + 1, 0u);
+  for (uint32_t i = 0; i < n_chosen; ++i) ++begin[scratch_.slot_of[i].expert + 1];
+  for (uint32_t e = 0; e < spec_.n_experts; ++e) begin[e + 1] += begin[e];
+  for (uint32_t i = 0; i < n_chosen; ++i) {
+    const Scratch::Chosen& chosen = scratch_.slot_of[i];
+    scratch_.slots[begin[chosen.expert]++] = {i / spec_.n_active_experts, chosen.share};
+  }
+  for (uint32_t e = spec_.n_experts; e > 0; --e) begin[e] = begin[e - 1];
+  begin[0] = 0;
+}
+
+// Router, then gate and up of each expert for its tokens. All threads work on one expert after another.
+void CpuBackend::experts_in(uint32_t layer) {
+  const LayerWeights& w = weights_.layers[layer];
+  pool_.run([&](uint32_t thread) {
+    const uint32_t n_threads = pool_.n_threads();
+    const Range tokens = share(n_, thread, n_threads);
+    for (uint32_t t = tokens.begin; t < tokens.end; ++t) {
+      const float* const x = scratch_.x + size_t{t} * spec_.dim;
+      float* const normed = scratch_.normed + size_t{t} * spec_.dim;
+      if (w.ffn_norm != nullptr)
+        kernels_.rms_norm(x, w.ffn_norm, spec_.dim, spec_.norm_eps, normed);
+      else
+        std::copy_n(x, spec_.dim, normed);
+    }
+    const Input in = prepare(thread, w.router, scratch_.normed, spec_.dim, n_, nullptr);
+    if (n_ == 1) pool_.barrier();  // prepare has none for one token
+    multiply(thread, w.router, in, [&](uint32_t first, uint32_t n_rows, const float* y) {
+      for (uint32_t t = 0; t < n_; ++t)
+        for (uint32_t r = 0; r < n_rows; ++r)
+          scratch_.router[size_t{t} * spec_.n_experts + first + r] =
+              y[size_t{r} * in.n_lanes + t] + (w.router_bias != nullptr ? w.router_bias[first + r] : 0.0f);
+    });
+    pool_.barrier();
+    for (uint32_t t = tokens.begin; t < tokens.end; ++t) choose_experts(t);
+    pool_.barrier();
+    if (thread == 0) sort_by_expert();
+    pool_.barrier();
+    for (uint32_t e = 0; e < spec_.n_experts; ++e) {
+      const uint32_t begin = scratch_.expert_begin[e], n = scratch_.expert_begin[e + 1] - begin;
+      if (n == 0) continue;
+      const Range rows = share(n, thread, n_threads);
+      for (uint32_t i = rows.begin; i < rows.end; ++i)
+        std::copy_n(scratch_.normed + size_t{scratch_.slots[begin + i].token} * spec_.dim, spec_.dim,
+                    scratch_.gathered + size_t{i} * spec_.dim);
+      pool_.barrier();
+      const ExpertWeights& expert = w.experts[e];
+      const Input mine = prepare(thread, expert.gate_up, scratch_.gathered, spec_.dim, n, nullptr);
+      gate_up(thread, expert.gate_up, expert.gate_up_bias, mine,
+              scratch_.hidden + size_t{begin} * spec_.ffn_dim);
+      pool_.barrier();  // the next expert overwrites gathered and the quantized input
+    }
+  });
+}
+
+// branch = sum over a token's experts, in their order, of share * (down . hidden + bias); then as any branch.
+void CpuBackend::experts_out(uint32_t layer) {
+  const LayerWeights& w = weights_.layers[layer];
+  pool_.run([&](uint32_t thread) {
+    const Range tokens = share(n_, thread, pool_.n_threads());
+    std::fill(scratch_.branch + size_t{tokens.begin} * spec_.dim,
+              scratch_.branch + size_t{tokens.end} * spec_.dim, 0.0f);
+    pool_.barrier();
+    for (uint32_t e = 0; e < spec_.n_experts; ++e) {
+      const uint32_t begin = scratch_.expert_begin[e], n = scratch_.expert_begin[e + 1] - begin;
+      if (n == 0) continue;
+      const ExpertWeights& expert = w.experts[e];
+      const float* const hidden = scratch_.hidden + size_t{begin} * spec_.ffn_dim;
+      const Input in = prepare(thread, expert.down, hidden, spec_.ffn_dim, n, nullptr);
+      multiply(thread, expert.down, in, [&](uint32_t first, uint32_t n_rows, const float* y) {
+        for (uint32_t i = 0; i < n; ++i) {
+          const Scratch::Slot& slot = scratch_.slots[begin + i];
+          float* const out = scratch_.branch + size_t{slot.token} * spec_.dim + first;
+          for (uint32_t r = 0; r < n_rows; ++r)
+            out[r] += slot.share * (y[size_t{r} * in.n_lanes + i] +
+                                    (expert.down_bias != nullptr ? expert.down_bias[first + r] : 0.0f));
+        }
+      });
+      pool_.barrier();
+    }
+    add_post_normed(thread, n_, w.ffn_post_norm);
+  });
+  if (layer + 1 == spec_.n_layers) end_batch();
+}
+
+}  // namespace pith::cpu

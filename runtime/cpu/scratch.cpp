@@ -1,0 +1,53 @@
+// How large each array is.
+#include "runtime/cpu/scratch.h"
+
+#include <algorithm>
+
+#include "runtime/backend.h"
+
+namespace pith::cpu {
+
+Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, uint32_t chunk,
+                 uint32_t n_threads, Arena& arena) {
+  const uint64_t n = chunk, lanes = lanes_for(chunk), t = n_threads;
+  const uint64_t padded_head_dim = (spec.head_dim + 15) / 16 * 16;
+  out_stride = padded_head_dim + 2;
+  thread_stride = std::max({spec.dim, spec.q_rows(), spec.ffn_dim}) + kLanes;
+  y_stride = lanes * kPanelRows;
+  panel_stride = (panel_scratch_bytes(weights.max_padded_cols, lanes_for(chunk)) + 63) / 64 * 64;
+  qkv_rows = spec.q_rows() + 2 * spec.kv_rows();
+  x = arena.take<float>(n * spec.dim);
+  normed = arena.take<float>(n * spec.dim);
+  qkv = arena.take<float>(n * qkv_rows);
+  attn = arena.take<float>(n * spec.q_rows());
+  const uint64_t chosen_per_token = std::max(spec.n_active_experts, 1u);
+  hidden = arena.take<float>(n * chosen_per_token * spec.ffn_dim);
+  branch = spec.post_norms || spec.n_experts != 0 ? arena.take<float>(n * spec.dim) : nullptr;
+  if (spec.n_experts != 0) {
+    router = arena.take<float>(n * spec.n_experts);
+    gathered = arena.take<float>(n * spec.dim);
+    expert_begin = arena.take<uint32_t>(uint64_t{spec.n_experts} + 1);
+    slots = arena.take<Slot>(n * chosen_per_token);
+    slot_of = arena.take<Chosen>(n * chosen_per_token);
+  }
+  a = arena.take<int8_t>(lanes * weights.max_padded_cols + 64);
+  sums = arena.take<int16_t>(lanes * weights.max_padded_cols / 16);
+  scales = arena.take<float>(lanes * ((weights.max_padded_cols + kBlock - 1) / kBlock));
+  x_hat = arena.take<float>(weights.max_padded_cols);
+  thread_row = arena.take<float>(t * thread_stride);
+  y = arena.take<float>(t * y_stride);
+  panel = arena.take<uint8_t>(t * panel_stride);
+  scores = arena.take<float>(t * kMaxQueries * kSegment);
+  // Decode: every head and segment; prefill: a tile's running sums and one part a thread.
+  sums_out =
+      arena.take<float>(std::max<uint64_t>(uint64_t{spec.n_heads} * n_segments(n_ctx), 1) * out_stride);
+  tile_out = arena.take<float>(t * 2 * kMaxQueries * out_stride);
+  sink_part = spec.attn_sinks ? arena.take<float>(t * out_stride) : nullptr;
+  logits = arena.take<float>(uint64_t{std::min(kMaxLogitRows, chunk)} * spec.vocab_size);
+  for (const RopeSpec& rope : spec.ropes) {
+    cos.push_back(arena.take<float>(uint64_t{n_ctx} * rope.inv_freq.size()));
+    sin.push_back(arena.take<float>(uint64_t{n_ctx} * rope.inv_freq.size()));
+  }
+}
+
+}  // namespace pith::cpu
