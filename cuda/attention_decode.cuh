@@ -1,6 +1,6 @@
 // Body of decode attention: norm and RoPE of q and k, append to the KV cache, softmax(q k') v over the cache, one token.
 //
-//   out[h] = sum_p softmax_p(cap(scale * q[h] . k[p])) v[p]          p in the window up to the token's position
+//   out[h] = sum_p softmax_p(cap(scale * q[h] . k[p])) v[p]          p in the window up to the token's position; a sink may take part
 //
 // Shapes: qkv [(n_heads + 2 n_kv_heads) * head_dim] float as the projection left it; cache [n_kv_heads, n_ctx, head_dim] fp16, or
 // int8 with a scale per row; out [n_heads * head_dim] float. head_dim a multiple of 8, at most 256.
@@ -214,7 +214,8 @@ PITH_DEVICE void attention_decode_body(const AttentionDecode& a, uint8_t* shared
           n_warps, kHeads * stride, a.head_dim, d, merge + h * stride, [](const float* p) { return *p; },
           merged);
       if (n_splits == 1) {
-        a.out[uint64_t{head} * a.head_dim + d] = divide_f32(value, merged.sum);
+        a.out[uint64_t{head} * a.head_dim + d] =
+            finish_softmax(value, merged.largest, merged.sum, a.sinks, head);
         continue;
       }
       float* const part = a.parts + (uint64_t{head} * n_splits + split) * stride;
@@ -241,7 +242,7 @@ PITH_DEVICE void attention_decode_body(const AttentionDecode& a, uint8_t* shared
     const float value = merge_parts(
         n_splits, stride, a.head_dim, d, a.parts + uint64_t{head} * n_splits * stride,
         [](const float* p) { return load_coherent(p); }, merged);
-    a.out[uint64_t{head} * a.head_dim + d] = divide_f32(value, merged.sum);
+    a.out[uint64_t{head} * a.head_dim + d] = finish_softmax(value, merged.largest, merged.sum, a.sinks, head);
   }
   if (thread_index() == 0) a.tickets[kv_head] = 0;
 }

@@ -1,6 +1,6 @@
 // Body of causal attention for many tokens: tiles of 64 queries against tiles of 64 cached positions.
 //
-//   out[t, h] = sum_p softmax_p(cap(scale * q[t, h] . k[p])) v[p]      p <= position of t, within the window
+//   out[t, h] = sum_p softmax_p(cap(scale * q[t, h] . k[p])) v[p]      p <= position of t, within the window; a sink may take part
 //
 // Shapes: q in qkv [n_tokens, (n_heads + 2 n_kv_heads) * head_dim] float, made ready by append_tokens_body; the cache holds the
 // tokens' own rows already; out [n_tokens, n_heads * head_dim]. head_dim <= kDim, a multiple of 8.
@@ -182,8 +182,8 @@ PITH_DEVICE void attention_prefill_body(const AttentionPrefill& a, uint8_t* shar
     for (uint32_t n = 0; n < kDim / 8; ++n) {
       const uint32_t d = n * 8 + 2 * t;
       if (d >= a.head_dim) continue;
-      to[d] = divide_f32(out[n][2 * r], sum);
-      to[d + 1] = divide_f32(out[n][2 * r + 1], sum);
+      to[d] = finish_softmax(out[n][2 * r], state.largest[r], sum, a.sinks, head);
+      to[d + 1] = finish_softmax(out[n][2 * r + 1], state.largest[r], sum, a.sinks, head);
     }
   }
 }

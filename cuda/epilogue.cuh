@@ -5,10 +5,16 @@
 
 namespace pith::cuda {
 
-PITH_DEVICE float apply_activation(Activation kind, float x) {
-  if (kind == Activation::kSilu) return divide_f32(x, 1.0f + exp_f32(-x));
-  const float cubic = 0.7978845608f * (x + 0.044715f * x * x * x);  // sqrt(2 / pi)
-  return 0.5f * x * (1.0f + tanh_f32(cubic));
+// act(gate) * up; kClampedSwiglu as in models/spec.h.
+PITH_DEVICE float gated(Activation kind, float gate, float up) {
+  if (kind == Activation::kSilu) return divide_f32(gate, 1.0f + exp_f32(-gate)) * up;
+  if (kind == Activation::kGeluTanh) {
+    const float cubic = 0.7978845608f * (gate + 0.044715f * gate * gate * gate);  // sqrt(2 / pi)
+    return 0.5f * gate * (1.0f + tanh_f32(cubic)) * up;
+  }
+  gate = -max_f32(-gate, -7.0f);
+  up = max_f32(-max_f32(-up, -7.0f), -7.0f);
+  return divide_f32(gate, 1.0f + exp_f32(-1.702f * gate)) * (up + 1.0f);
 }
 
 // The largest value seen and the smallest index that has it.
@@ -57,7 +63,7 @@ PITH_DEVICE void finish_row_pair(const Output& o, float* out, uint32_t n_rows, u
     if (row + 16 < n_rows) y16 += o.bias[row + 16];
   }
   if (o.epilogue == Epilogue::kGlu) {
-    out[panel * 16 + i] = apply_activation(o.activation, y) * y16;
+    out[panel * 16 + i] = gated(o.activation, y, y16);
     return;
   }
   if (row < n_rows) finish_row(o, out, row, y, best);
@@ -73,7 +79,7 @@ PITH_DEVICE void finish_rows(const Output& o, uint32_t n_rows, uint32_t panel, u
   if (o.bias != nullptr && exists) y += o.bias[row];
   if (o.epilogue == Epilogue::kGlu) {
     const float up = shuffle_xor(y, 2);  // row + 16 is two lanes on
-    if (in_panel < 16) o.out[panel * 16 + in_panel] = apply_activation(o.activation, y) * up;
+    if (in_panel < 16) o.out[panel * 16 + in_panel] = gated(o.activation, y, up);
   } else if (exists) {
     finish_row(o, o.out, row, y, best);
   }

@@ -8,7 +8,8 @@ namespace {
 template <uint32_t kGroup>
 __global__ void __launch_bounds__(kGemmWarps* kWarp, 1) gemm_q24(const __grid_constant__ GemmQ24 args) {
   extern __shared__ __align__(128) uint8_t shared[];
-  gemm_q24_body<kGroup>(args, shared);
+  gemm_q24_body<kGroup>(args.w, args.tokens, args.output, args.out_stride, block_index_y() * kTokenTile,
+                        shared);
 }
 
 }  // namespace

@@ -149,9 +149,9 @@ PITH_DEVICE void fetch_tokens(const QuantizedTokens& tokens, uint32_t block, uin
 }
 
 // The warp's 32 rows x 64 tokens leave through its tile, 32 tokens at a time.
-PITH_DEVICE void store_tokens(const GemmQ24& args, uint32_t panel, uint32_t first_token, uint32_t lane,
+PITH_DEVICE void store_tokens(const Q24Weights& w, const QuantizedTokens& tokens, const Output& output,
+                              uint32_t out_stride, uint32_t panel, uint32_t first_token, uint32_t lane,
                               const GemmSums& sums, float* tile) {
-  const Q24Weights& w = args.w;
   const uint32_t g = lane / 4, t = lane % 4;
   Best unused;
   PITH_UNROLL
@@ -174,7 +174,7 @@ PITH_DEVICE void store_tokens(const GemmQ24& args, uint32_t panel, uint32_t firs
                          column = slot & 0xffffu;
           if (column < w.padded_cols)
             y = fma_f32(f16_to_f32(static_cast<uint16_t>(slot >> 16)),
-                        args.tokens.columns[uint64_t{column} * args.tokens.n_padded + token0 + lane], y);
+                        tokens.columns[uint64_t{column} * tokens.n_padded + token0 + lane], y);
         }
         tile[q24::word_row(word) * 33 + lane] = y;
       }
@@ -183,23 +183,24 @@ PITH_DEVICE void store_tokens(const GemmQ24& args, uint32_t panel, uint32_t firs
     const uint32_t i = lane % 16;
     for (uint32_t j = lane / 16; j < 32; j += 2) {  // a lane a pair of rows; two tokens at once
       const uint32_t token = token0 + j;
-      if (token < args.tokens.n_tokens)
-        finish_row_pair(args.output, args.output.out + uint64_t{token} * args.out_stride, w.n_rows, panel, i,
+      if (token < tokens.n_tokens)
+        finish_row_pair(output, output.out + uint64_t{token} * out_stride, w.n_rows, panel, i,
                         tile[i * 33 + j], tile[(i + 16) * 33 + j], unused);
     }
     sync_warp();
   }
 }
 
+// The tokens first_token .. + kTokenTile.
 template <uint32_t kGroup>
-PITH_DEVICE void gemm_q24_body(const GemmQ24& args, uint8_t* shared) {
-  const Q24Weights& w = args.w;
+PITH_DEVICE void gemm_q24_body(const Q24Weights& w, const QuantizedTokens& tokens, const Output& output,
+                               uint32_t out_stride, uint32_t first_token, uint8_t* shared) {
   const uint32_t lane = thread_index() % kWarp, warp = thread_index() / kWarp, g = lane / 4, t = lane % 4;
   const uint32_t panel = block_index() * kGemmPanels + warp % kGemmPanels;
-  const uint32_t first_token = block_index_y() * kTokenTile, warp_token = warp / kGemmPanels * kWarpTokens;
+  const uint32_t warp_token = warp / kGemmPanels * kWarpTokens;
   const uint32_t n = (w.padded_cols + kUnitCols - 1) / kUnitCols;
   // A warp without a panel still moves activations and meets the barriers.
-  const bool works = panel < w.n_panels && first_token + warp_token < args.tokens.n_tokens;
+  const bool works = panel < w.n_panels && first_token + warp_token < tokens.n_tokens;
 
   launch_dependents();
   PanelBlock<kGroup> block;
@@ -220,11 +221,11 @@ PITH_DEVICE void gemm_q24_body(const GemmQ24& args, uint8_t* shared) {
     sums.y[i / (kTokenTiles * 4)][i / 4 % kTokenTiles][i % 4] = 0;
 
   depend();
-  fetch_tokens(args.tokens, 0, first_token, shared);
+  fetch_tokens(tokens, 0, first_token, shared);
   for (uint32_t b = 0; b < n; ++b) {
     async_wait<0>();
     sync_block();  // stage b is here, and nobody reads the other one any more
-    if (b + 1 < n) fetch_tokens(args.tokens, b + 1, first_token, shared + (b + 1) % 2 * kGemmStageBytes);
+    if (b + 1 < n) fetch_tokens(tokens, b + 1, first_token, shared + (b + 1) % 2 * kGemmStageBytes);
     if (!works) continue;
     multiply_block<kGroup>(block, shared + b % 2 * kGemmStageBytes, warp_token, g, t, d, dmin, sums, [&] {
       if (b + 1 < n) block.load(w, panel, b + 1, g, t);
@@ -232,7 +233,7 @@ PITH_DEVICE void gemm_q24_body(const GemmQ24& args, uint8_t* shared) {
   }
   sync_block();
   if (works)
-    store_tokens(args, panel, first_token + warp_token, lane, sums,
+    store_tokens(w, tokens, output, out_stride, panel, first_token + warp_token, lane, sums,
                  reinterpret_cast<float*>(shared + warp * kGemmTileBytes));
 }
 

@@ -1,5 +1,5 @@
 // The kernels of pith as plain C++ functions: device pointers, named dimensions, a stream. They know layouts (format/q24.h),
-// not layers; runtime/backend_cuda.cpp puts them in order. Nothing here allocates or synchronizes, all of it can be
+// not layers; runtime/gpu/launches.cpp puts them in order. Nothing here allocates or synchronizes, all of it can be
 // captured into a CUDA graph, and results depend on shapes and launch settings only: no float is added atomically.
 //
 // Pointers are device memory unless a name ends in _host. Brackets are row-major. All launches return at once; an error of
@@ -50,13 +50,17 @@ inline Q24Weights q24_weights(const q24::Layout& l, const uint8_t* data) {
           l.shape.n_fine,    l.shape.n_slots,     static_cast<uint32_t>(l.scales_stride)};
 }
 
-enum class Activation : uint8_t { kSilu = 1, kGeluTanh = 2 };  // values as in models/spec.h
+enum class Activation : uint8_t {
+  kSilu = 1,
+  kGeluTanh = 2,
+  kClampedSwiglu = 3
+};  // values as in models/spec.h
 
 // What becomes of y = W x (+ bias).
 enum class Epilogue : uint8_t {
   kStore = 1,   // out[r] = y[r]
   kAdd = 2,     // out[r] += scale * y[r]: the residual stream
-  kGlu = 3,     // rows interleaved by 16 (gate, up): out[16 p + i] = act(y[32 p + i]) * y[32 p + 16 + i]
+  kGlu = 3,     // rows interleaved by 16 (gate, up): out[16 p + i] = act(y[32 p + i], y[32 p + 16 + i])
   kLogits = 4,  // out[r] = softcap(scale * y[r]), and best[0] = the smallest index of the largest
 };
 
@@ -155,14 +159,15 @@ struct Embed {
 };
 void launch_embed(const Embed& args, const Launch& how);
 
-// out[t] = (add ? out[t] : 0) + scale * norm(x[t])
+// out[t] = (add ? out[t] : 0) + scale * norm(x[t]); out may be x.
 struct NormTokens {
-  const float* x;     // [n_tokens, n_cols]
-  const float* norm;  // [n_cols]
+  const float* x;     // [n_tokens, x_stride]
+  const float* norm;  // [n_cols], or null: x as it is
   float norm_eps, scale;
-  float* out;  // [n_tokens, n_cols]
+  float* out;  // [n_tokens, out_stride]
   bool add;
-  uint32_t n_cols, n_tokens;
+  uint32_t n_cols, n_tokens, x_stride, out_stride;
+  const int32_t* rows = nullptr;  // [n_tokens] which row of x each is of, -1: leave it out; null: its own
 };
 void launch_norm_tokens(const NormTokens& args, const Launch& how);
 
@@ -178,6 +183,7 @@ struct AttentionLayer {
   const float* q_norm;  // [head_dim] or null
   const float* k_norm;
   float norm_eps;
+  const float* sinks;  // [n_heads] or null: a score of one more position that carries no value
   Rotation rope;
   uint8_t* k;  // [n_kv_heads, n_ctx, head_dim]
   uint8_t* v;

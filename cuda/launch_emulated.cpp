@@ -1,8 +1,11 @@
 // The launchers of kernels.h over the emulation: the same bodies and the same choices as in the *.cu files.
 #include "cuda/launch_emulated.h"
 
+#include <type_traits>
+
 #include "cuda/attention_decode.cuh"
 #include "cuda/attention_prefill.cuh"
+#include "cuda/experts.cuh"
 #include "cuda/gemm_q24.cuh"
 #include "cuda/matvec_plain.cuh"
 #include "cuda/matvec_q24.cuh"
@@ -21,26 +24,48 @@ void launch(void (*body)(const Args&, uint8_t*), const emulation::Grid& grid, si
          [=] { emulation::run(grid, shared_bytes, [&](uint8_t* shared) { body(args, shared); }); });
 }
 
+template <uint32_t kGroup, Pipeline kPipeline, bool kSynchronous>
+void matvec_q24(const MatvecQ24& args, uint8_t* shared) {
+  matvec_q24_body<kGroup, kPipeline, kSynchronous>(args.w, args.input, args.output, args.shape.n_stages,
+                                                   shared);
+}
 template <uint32_t kGroup>
 auto choose_matvec(Pipeline pipeline, bool synchronous) {
   switch (pipeline) {
     case Pipeline::kRegisters:
-      return synchronous ? matvec_q24_body<kGroup, Pipeline::kRegisters, true>
-                         : matvec_q24_body<kGroup, Pipeline::kRegisters, false>;
+      return synchronous ? matvec_q24<kGroup, Pipeline::kRegisters, true>
+                         : matvec_q24<kGroup, Pipeline::kRegisters, false>;
     case Pipeline::kAsyncCopy:
-      return matvec_q24_body<kGroup, Pipeline::kAsyncCopy, false>;
+      return matvec_q24<kGroup, Pipeline::kAsyncCopy, false>;
     case Pipeline::kBulkCopy:
       break;
   }
-  return matvec_q24_body<kGroup, Pipeline::kBulkCopy, false>;
+  return matvec_q24<kGroup, Pipeline::kBulkCopy, false>;
 }
 
-template <PlainKind kKind>
-void launch_plain(const MatvecPlain& args, const Launch& how) {
-  const bool vector = uint64_t{args.w.n_cols} * plain_bytes(kKind) % 16 == 0 && args.x_stride % 4 == 0;
-  launch<MatvecPlain>(vector ? matvec_plain_body<kKind, true> : matvec_plain_body<kKind, false>,
-                      {args.n_blocks, 1, kWarps * kWarp},
-                      MatvecPlainShared(args.w.n_cols, kWarps, args.n_tokens == 1).total, how, args);
+template <uint32_t kGroup>
+void gemm_q24(const GemmQ24& args, uint8_t* shared) {
+  gemm_q24_body<kGroup>(args.w, args.tokens, args.output, args.out_stride, block_index_y() * kTokenTile,
+                        shared);
+}
+
+template <PlainKind kKind, bool kVector, bool kOneToken>
+void matvec_plain(const MatvecPlain& args, uint8_t* shared) {
+  matvec_plain_body<kKind, kVector, kOneToken>(args.w, args.input, args.output, args.n_tokens, args.x_stride,
+                                               args.out_stride, shared);
+}
+
+// Calls f with the kind as a compile-time constant.
+template <typename F>
+void for_kind(PlainKind kind, F&& f) {
+  switch (kind) {
+    case PlainKind::kF32:
+      return f(std::integral_constant<PlainKind, PlainKind::kF32>());
+    case PlainKind::kF16:
+      return f(std::integral_constant<PlainKind, PlainKind::kF16>());
+    case PlainKind::kBF16:
+      return f(std::integral_constant<PlainKind, PlainKind::kBF16>());
+  }
 }
 
 template <uint32_t kHeads>
@@ -74,14 +99,14 @@ void launch_matvec_q24(Pipeline pipeline, const MatvecQ24& args, const Launch& h
 }
 
 void launch_matvec_plain(const MatvecPlain& args, const Launch& how) {
-  switch (args.w.kind) {
-    case PlainKind::kF32:
-      return launch_plain<PlainKind::kF32>(args, how);
-    case PlainKind::kF16:
-      return launch_plain<PlainKind::kF16>(args, how);
-    case PlainKind::kBF16:
-      return launch_plain<PlainKind::kBF16>(args, how);
-  }
+  const bool vector = plain_rows_are_vectors(args.w, args.x_stride), one = args.n_tokens == 1;
+  for_kind(args.w.kind, [&](auto kind) {
+    launch<MatvecPlain>(one      ? vector ? matvec_plain<kind, true, true> : matvec_plain<kind, false, true>
+                             : vector ? matvec_plain<kind, true, false>
+                                 : matvec_plain<kind, false, false>,
+                        {args.n_blocks, 1, kWarps * kWarp},
+                        MatvecPlainShared(args.w.n_cols, kWarps, one).total, how, args);
+  });
 }
 
 void launch_quantize_tokens(const QuantizeTokens& args, const Launch& how) {
@@ -90,7 +115,7 @@ void launch_quantize_tokens(const QuantizeTokens& args, const Launch& how) {
 
 void launch_gemm_q24(const GemmQ24& args, const Launch& how) {
   const uint32_t n_tiles = (args.tokens.n_tokens + kTokenTile - 1) / kTokenTile;
-  launch<GemmQ24>(args.w.group == 16 ? gemm_q24_body<16> : gemm_q24_body<32>,
+  launch<GemmQ24>(args.w.group == 16 ? gemm_q24<16> : gemm_q24<32>,
                   {(args.w.n_panels + kGemmPanels - 1) / kGemmPanels, n_tiles, kGemmWarps * kWarp},
                   kGemmSharedBytes, how, args);
 }
@@ -129,6 +154,57 @@ void launch_attention_decode(const AttentionDecode& args, uint32_t n_splits, con
     launch_decode<4>(args, n_splits, how);
   else
     launch_decode<8>(args, n_splits, how);
+}
+
+void launch_choose_experts(const ChooseExperts& args, const Launch& how) {
+  launch<ChooseExperts>(choose_experts_body, {args.n_tokens, 1, kWarp}, choose_experts_shared_bytes(args),
+                        how, args);
+}
+
+void launch_sort_slots(const SortSlots& args, const Launch& how) {
+  launch<SortSlots>(sort_slots_body, {1, 1, kWarps * kWarp}, 0, how, args);
+}
+
+void launch_matvec_experts(Pipeline pipeline, const MatvecExperts& args, const Launch& how) {
+  const ExpertMatrix& like = args.stack.like;
+  if (args.stack.is_q24)
+    return launch<MatvecExperts>(
+        pipeline == Pipeline::kRegisters   ? matvec_experts_q24_body<Pipeline::kRegisters>
+        : pipeline == Pipeline::kAsyncCopy ? matvec_experts_q24_body<Pipeline::kAsyncCopy>
+                                           : matvec_experts_q24_body<Pipeline::kBulkCopy>,
+        {args.shape.n_blocks, args.n_active, args.shape.n_warps * kWarp},
+        matvec_q24_shared_bytes(pipeline, like.q24.padded_cols, args.shape), how, args);
+  const bool vector = plain_rows_are_vectors(like.plain, args.x_stride);
+  for_kind(like.plain.kind, [&](auto kind) {
+    launch<MatvecExperts>(
+        vector ? matvec_experts_plain_body<kind, true> : matvec_experts_plain_body<kind, false>,
+        {args.shape.n_blocks, args.n_active, kWarps * kWarp},
+        MatvecPlainShared(like.plain.n_cols, kWarps, true).total, how, args);
+  });
+}
+
+void launch_product_experts(const ProductExperts& args, const Launch& how) {
+  const ExpertMatrix& like = args.stack.like;
+  if (args.stack.is_q24) {
+    launch<ProductExperts>(quantize_slots_body, {args.slots.n_slots, 1, kWarps * kWarp}, kWarps * 4, how,
+                           args);
+    const uint32_t n_tiles = (args.n_tokens + kTokenTile - 1) / kTokenTile;
+    return launch<ProductExperts>(gemm_experts_body,
+                                  {(like.q24.n_panels + kGemmPanels - 1) / kGemmPanels,
+                                   args.stack.n_experts * n_tiles, kGemmWarps * kWarp},
+                                  kGemmSharedBytes, how, args);
+  }
+  const bool vector = plain_rows_are_vectors(like.plain, args.x_stride);
+  for_kind(like.plain.kind, [&](auto kind) {
+    launch<ProductExperts>(
+        vector ? product_experts_plain_body<kind, true> : product_experts_plain_body<kind, false>,
+        {args.n_blocks, args.stack.n_experts, kWarps * kWarp},
+        MatvecPlainShared(like.plain.n_cols, kWarps, false).total, how, args);
+  });
+}
+
+void launch_combine_experts(const CombineExperts& args, const Launch& how) {
+  launch<CombineExperts>(combine_experts_body, {args.n_tokens, 1, kWarps * kWarp}, 0, how, args);
 }
 
 }  // namespace pith::cuda

@@ -7,18 +7,27 @@ namespace {
 
 constexpr uint32_t kWarps = 8;
 
-template <PlainKind kKind, bool kVector>
+template <PlainKind kKind, bool kVector, bool kOneToken>
 __global__ void __launch_bounds__(kWarps* kWarp, 2) matvec_plain(const __grid_constant__ MatvecPlain args) {
   extern __shared__ __align__(128) uint8_t shared[];
-  matvec_plain_body<kKind, kVector>(args, shared);
+  matvec_plain_body<kKind, kVector, kOneToken>(args.w, args.input, args.output, args.n_tokens, args.x_stride,
+                                               args.out_stride, shared);
 }
 
+template <PlainKind kKind, bool kOneToken>
+void launch_tokens(const MatvecPlain& args, const Launch& how) {
+  launch("matvec_plain",
+         plain_rows_are_vectors(args.w, args.x_stride) ? matvec_plain<kKind, true, kOneToken>
+                                                       : matvec_plain<kKind, false, kOneToken>,
+         dim3(args.n_blocks), kWarps * kWarp, MatvecPlainShared(args.w.n_cols, kWarps, kOneToken).total, how,
+         args);
+}
 template <PlainKind kKind>
 void launch_kind(const MatvecPlain& args, const Launch& how) {
-  const bool vector = uint64_t{args.w.n_cols} * plain_bytes(kKind) % 16 == 0 && args.x_stride % 4 == 0;
-  const MatvecPlainShared shared(args.w.n_cols, kWarps, args.n_tokens == 1);
-  launch("matvec_plain", vector ? matvec_plain<kKind, true> : matvec_plain<kKind, false>, dim3(args.n_blocks),
-         kWarps * kWarp, shared.total, how, args);
+  if (args.n_tokens == 1)
+    launch_tokens<kKind, true>(args, how);
+  else
+    launch_tokens<kKind, false>(args, how);
 }
 
 }  // namespace

@@ -40,6 +40,10 @@ PITH_DEVICE float plain_unpacked(const U32x4& v, uint32_t i) {
 constexpr uint32_t plain_bytes(PlainKind kind) {
   return kind == PlainKind::kF32 ? 4 : 2;
 }
+// Rows that can be read 16 bytes at a time, and their inputs too.
+inline bool plain_rows_are_vectors(const PlainWeights& w, uint32_t x_stride) {
+  return uint64_t{w.n_cols} * plain_bytes(w.kind) % 16 == 0 && x_stride % 4 == 0;
+}
 
 // Sums of rows w0 and w1 with kTokens tokens, over the lanes: every lane gets them.
 template <PlainKind kKind, uint32_t kTokens, bool kVector>
@@ -105,11 +109,13 @@ struct MatvecPlainShared {
       : scratch(one_token ? (n_cols * 4 + 127) / 128 * 128 : 0), total(scratch + 2 * n_warps * 4) {}
 };
 
-template <PlainKind kKind, bool kVector>
-PITH_DEVICE void matvec_plain_body(const MatvecPlain& args, uint8_t* shared) {
-  const PlainWeights& w = args.w;
+// kOneToken: n_tokens is 1, and x is normed into shared memory.
+template <PlainKind kKind, bool kVector, bool kOneToken>
+PITH_DEVICE void matvec_plain_body(const PlainWeights& w, const Input& input, const Output& output,
+                                   uint32_t n_tokens, uint32_t x_stride, uint32_t out_stride,
+                                   uint8_t* shared) {
   const uint32_t lane = thread_index() % kWarp, warp = thread_index() / kWarp, n_warps = n_threads() / kWarp;
-  const MatvecPlainShared layout(w.n_cols, n_warps, args.n_tokens == 1);
+  const MatvecPlainShared layout(w.n_cols, n_warps, kOneToken);
   float* const scratch = reinterpret_cast<float*>(shared + layout.scratch);
   const uint64_t row_bytes = uint64_t{w.n_cols} * plain_bytes(kKind);
   const uint32_t n_pairs = (w.n_rows + 31) / 32 * 16, first = block_index() * n_warps + warp;
@@ -127,13 +133,12 @@ PITH_DEVICE void matvec_plain_body(const MatvecPlain& args, uint8_t* shared) {
     }
   }
   depend();
-  const float* x = args.input.x;
-  if (args.n_tokens == 1) {
+  const float* x = input.x;
+  if constexpr (kOneToken) {
     float* const normed = reinterpret_cast<float*>(shared);
-    const float scale =
-        args.input.norm != nullptr ? inverse_rms(x, w.n_cols, args.input.norm_eps, scratch) : 1.0f;
+    const float scale = input.norm != nullptr ? inverse_rms(x, w.n_cols, input.norm_eps, scratch) : 1.0f;
     for (uint32_t c = thread_index(); c < w.n_cols; c += n_threads())
-      normed[c] = args.input.norm != nullptr ? x[c] * scale * args.input.norm[c] : x[c];
+      normed[c] = input.norm != nullptr ? x[c] * scale * input.norm[c] : x[c];
     sync_block();
     x = normed;
   }
@@ -144,27 +149,26 @@ PITH_DEVICE void matvec_plain_body(const MatvecPlain& args, uint8_t* shared) {
     const uint8_t* const w1 = row_at(first_row(pair) + 16);
     const auto finish = [&](uint32_t token, float y, float y16) {
       if (lane == 0)
-        finish_row_pair(args.output, args.output.out + uint64_t{token} * args.out_stride, w.n_rows, pair / 16,
-                        pair % 16, y, y16, best);
+        finish_row_pair(output, output.out + uint64_t{token} * out_stride, w.n_rows, pair / 16, pair % 16, y,
+                        y16, best);
     };
     uint32_t token = 0;
-    for (; token + kMatvecTokens <= args.n_tokens; token += kMatvecTokens) {
+    for (; token + kMatvecTokens <= n_tokens; token += kMatvecTokens) {
       float sum[2][kMatvecTokens];
-      dot_rows<kKind, kMatvecTokens, kVector>(w0, w1, x + uint64_t{token} * args.x_stride, args.x_stride,
-                                              w.n_cols, lane, sum);
+      dot_rows<kKind, kMatvecTokens, kVector>(w0, w1, x + uint64_t{token} * x_stride, x_stride, w.n_cols,
+                                              lane, sum);
       PITH_UNROLL
       for (uint32_t t = 0; t < kMatvecTokens; ++t) finish(token + t, sum[0][t], sum[1][t]);
     }
-    for (; token < args.n_tokens; ++token) {
+    for (; token < n_tokens; ++token) {
       float sum[2][1];
-      dot_rows<kKind, 1, kVector>(w0, w1, x + uint64_t{token} * args.x_stride, args.x_stride, w.n_cols, lane,
-                                  sum);
+      dot_rows<kKind, 1, kVector>(w0, w1, x + uint64_t{token} * x_stride, x_stride, w.n_cols, lane, sum);
       finish(token, sum[0][0], sum[1][0]);
     }
   }
-  if (args.output.epilogue == Epilogue::kLogits && args.output.best != nullptr) {
+  if (output.epilogue == Epilogue::kLogits && output.best != nullptr) {
     sync_block();
-    finish_best(args.output, best, scratch);
+    finish_best(output, best, scratch);
   }
 }
 

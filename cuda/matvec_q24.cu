@@ -11,7 +11,8 @@ constexpr uint32_t kMaxWarps = 12;
 template <uint32_t kGroup, Pipeline kPipeline, bool kSynchronous>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1) matvec_q24(const __grid_constant__ MatvecQ24 args) {
   extern __shared__ __align__(128) uint8_t shared[];
-  matvec_q24_body<kGroup, kPipeline, kSynchronous>(args, shared);
+  matvec_q24_body<kGroup, kPipeline, kSynchronous>(args.w, args.input, args.output, args.shape.n_stages,
+                                                   shared);
 }
 
 using Kernel = void (*)(MatvecQ24);

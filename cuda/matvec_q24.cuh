@@ -331,10 +331,9 @@ PITH_DEVICE void prefetch_rest(const Q24Weights& w, const Rounds& rounds) {
 }
 
 template <uint32_t kGroup, Pipeline kPipeline, bool kSynchronous>
-PITH_DEVICE void matvec_q24_body(const MatvecQ24& args, uint8_t* shared) {
-  const Q24Weights& w = args.w;
+PITH_DEVICE void matvec_q24_body(const Q24Weights& w, const Input& input, const Output& output,
+                                 uint32_t n_stages, uint8_t* shared) {
   const uint32_t lane = thread_index() % kWarp, warp = thread_index() / kWarp, n_warps = n_threads() / kWarp;
-  const uint32_t n_stages = args.shape.n_stages;
   const MatvecQ24Shared layout(w.padded_cols, n_warps, n_stages, kPipeline != Pipeline::kRegisters);
   const SharedActivations act(shared, w.padded_cols);
   float* const parts = reinterpret_cast<float*>(shared + layout.parts);  // [kRoundPanels][n_warps][32]
@@ -356,7 +355,7 @@ PITH_DEVICE void matvec_q24_body(const MatvecQ24& args, uint8_t* shared) {
   prefetch_rest(w, rounds);
 
   depend();  // nothing above reads what an earlier kernel writes
-  quantize_token(w, args.input, act, parts);
+  quantize_token(w, input, act, parts);
 
   uint32_t b0[4] = {0, 0, 0, 0}, b1[4] = {0, 0, 0, 0};
   Best best;
@@ -386,12 +385,11 @@ PITH_DEVICE void matvec_q24_body(const MatvecQ24& args, uint8_t* shared) {
     for (uint32_t i = warp; i < n_round_panels; i += n_warps) {
       float y = 0;
       for (uint32_t k = 0; k < n_warps; ++k) y += parts[(i * n_warps + k) * kWarp + lane];
-      finish_rows(args.output, w.n_rows, panel_of(round + i), lane, y, best);
+      finish_rows(output, w.n_rows, panel_of(round + i), lane, y, best);
     }
     sync_block();  // the parts may be written again
   }
-  if (args.output.epilogue == Epilogue::kLogits && args.output.best != nullptr)
-    finish_best(args.output, best, parts);
+  if (output.epilogue == Epilogue::kLogits && output.best != nullptr) finish_best(output, best, parts);
 }
 
 }  // namespace pith::cuda

@@ -85,4 +85,11 @@ PITH_DEVICE float rescale(float m, float largest) {
   return m == -INFINITY ? 0.0f : exp2_f32(m - largest);
 }
 
+// value / sum, the sum of 2^(score - largest); with sinks, theirs is one more score of the head.
+PITH_DEVICE float finish_softmax(float value, float largest, float sum, const float* sinks, uint32_t head) {
+  if (sinks == nullptr) return divide_f32(value, sum);
+  const float sink = kLog2E * sinks[head], top = max_f32(largest, sink), keep = rescale(largest, top);
+  return divide_f32(value * keep, fma_f32(sum, keep, exp2_f32(sink - top)));
+}
+
 }  // namespace pith::cuda

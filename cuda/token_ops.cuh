@@ -68,29 +68,29 @@ PITH_DEVICE void embed_body(const Embed& args, uint8_t*) {
 PITH_DEVICE void norm_tokens_body(const NormTokens& args, uint8_t* shared) {
   launch_dependents();
   depend();
-  const float* const x = args.x + uint64_t{block_index()} * args.n_cols;
-  float* const out = args.out + uint64_t{block_index()} * args.n_cols;
-  const float scale =
-      inverse_rms(x, args.n_cols, args.norm_eps, reinterpret_cast<float*>(shared)) * args.scale;
+  const uint32_t token = block_index();
+  const int32_t row = args.rows != nullptr ? args.rows[token] : static_cast<int32_t>(token);
+  if (row < 0) return;
+  const float* const x = args.x + static_cast<uint64_t>(row) * args.x_stride;
+  float* const out = args.out + uint64_t{token} * args.out_stride;
+  float scale = args.scale;
+  if (args.norm != nullptr)
+    scale *= inverse_rms(x, args.n_cols, args.norm_eps, reinterpret_cast<float*>(shared));
   for (uint32_t c = thread_index(); c < args.n_cols; c += n_threads())
-    out[c] = fma_f32(x[c] * scale, args.norm[c], args.add ? out[c] : 0.0f);
+    out[c] = fma_f32(x[c] * scale, args.norm != nullptr ? args.norm[c] : 1.0f, args.add ? out[c] : 0.0f);
 }
 
-// One block a token; a warp a block of 128 columns. `shared`: [n_warps] floats.
-PITH_DEVICE void quantize_tokens_body(const QuantizeTokens& args, uint8_t* shared) {
-  launch_dependents();
-  depend();
-  const Q24Weights& w = args.w;
-  const QuantizedTokens& to = args.to;
-  const uint32_t token = block_index(), lane = thread_index() % kWarp;
-  const float* const x = args.input.x + uint64_t{token} * args.x_stride;
-  const float norm_scale = args.input.norm != nullptr ? inverse_rms(x, w.n_cols, args.input.norm_eps,
-                                                                    reinterpret_cast<float*>(shared))
-                                                      : 1.0f;
+// The whole block turns one token's x into row `row`; a warp a block of 128 columns. `shared`: [n_warps] floats.
+PITH_DEVICE void quantize_row(const Q24Weights& w, const Input& input, const QuantizedTokens& to,
+                              uint32_t row, uint8_t* shared) {
+  const uint32_t lane = thread_index() % kWarp;
+  const float norm_scale =
+      input.norm != nullptr ? inverse_rms(input.x, w.n_cols, input.norm_eps, reinterpret_cast<float*>(shared))
+                            : 1.0f;
   const uint32_t n_blocks_of_columns = (w.padded_cols + kUnitCols - 1) / kUnitCols;
   for (uint32_t block = thread_index() / kWarp; block < n_blocks_of_columns; block += n_threads() / kWarp) {
-    const QuantizedColumns q = quantize_columns(w, x, args.input.norm, norm_scale, block, lane);
-    const uint64_t at = uint64_t{block} * to.n_padded + token;
+    const QuantizedColumns q = quantize_columns(w, input.x, input.norm, norm_scale, block, lane);
+    const uint64_t at = uint64_t{block} * to.n_padded + row;
     store4(to.a + at * kUnitCols + word_place(lane * 4), q.a);
     if (lane % 4 == 0) {  // line_sum = 16 h + l, 0 <= l < 16, |h| <= 127
       to.sums[at * 16 + lane / 4 * 2] = static_cast<uint8_t>(static_cast<uint32_t>(q.line_sum >> 4));
@@ -102,11 +102,21 @@ PITH_DEVICE void quantize_tokens_body(const QuantizeTokens& args, uint8_t* share
       for (uint32_t j = 0; j < 4; ++j) {
         const uint32_t c = block * kUnitCols + lane * 4 + j;
         if (c < w.padded_cols)
-          to.columns[uint64_t{c} * to.n_padded + token] =
+          to.columns[uint64_t{c} * to.n_padded + row] =
               q.scale * static_cast<float>(static_cast<int8_t>(q.a >> 8 * j));
       }
     }
   }
+}
+
+// One block a token.
+PITH_DEVICE void quantize_tokens_body(const QuantizeTokens& args, uint8_t* shared) {
+  launch_dependents();
+  depend();
+  const uint32_t token = block_index();
+  Input input = args.input;
+  input.x += uint64_t{token} * args.x_stride;
+  quantize_row(args.w, input, args.to, token, shared);
 }
 
 // Grid (n_tokens, ceil((n_heads + 2 n_kv_heads) / n_warps)); one warp a row: q in place, k and v into the cache.

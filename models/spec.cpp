@@ -99,19 +99,6 @@ void check_spec(const ModelSpec& spec, const std::string& where) {
                   layer.rope_idx, spec.ropes.size());
 }
 
-std::string unusual_switches(const ModelSpec& spec) {
-  std::string names;
-  const auto name = [&](bool present, const char* text) {
-    if (present) names.append(names.empty() ? "" : ", ").append(text);
-  };
-  name(spec.n_experts != 0, "mixture of experts");
-  name(spec.attn_sinks, "attention sinks");
-  name(spec.qk_norm_whole, "norms over all heads");
-  name(!spec.pre_norms, "no norms before the blocks");
-  name(spec.activation == Activation::kClampedSwiglu, "clamped SwiGLU");
-  return names;
-}
-
 std::vector<float> RopeSpec::frequencies(uint32_t n_ctx) const {
   if (original_context == 0 || n_ctx <= original_context) return inv_freq;
   if (!long_inv_freq.empty()) return long_inv_freq;

@@ -73,8 +73,6 @@ struct ModelSpec {
 
 // Caps that a spec must keep, whatever a file says; check_spec throws Error(kFormat) naming the field.
 void check_spec(const ModelSpec& spec, const std::string& where);
-// Switches beyond the dense pre-norm block of the Llama lineage, for what runs only that: a name for the user; "" when there are none.
-std::string unusual_switches(const ModelSpec& spec);
 void store_spec(const ModelSpec& spec, Metadata& metadata);               // keys "model.*"
 ModelSpec load_spec(const Metadata& metadata, const std::string& where);  // checked
 

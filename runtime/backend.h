@@ -18,12 +18,25 @@ namespace pith {
 // At most this many rows of logits a call of head().
 constexpr uint32_t kMaxLogitRows = 16;
 
+// The layers begin .. end - 1 of a model: what a backend runs. The first layer's backend embeds, the last layer's has the head; between
+// two backends the residual stream is handed over (SplitBackend).
+struct LayerRange {
+  uint32_t begin, end;
+};
+inline LayerRange all_layers(const ModelSpec& spec) {
+  return {0, spec.n_layers};
+}
+
 class Backend {
  public:
   virtual ~Backend() = default;
 
   // Starts a batch: ids (1 .. prefill_chunk, each < vocab_size) at positions position, position + 1, ... (< n_ctx).
   virtual void embed(std::span<const int32_t> ids, uint32_t position) = 0;
+  // In its place where the layers before are elsewhere: x [n, dim] is their residual stream. Of a backend that does not begin at layer 0.
+  virtual void receive(std::span<const float> x, uint32_t position);
+  // The residual stream [n, dim] after the last of its layers. Of a backend that does not end at the last layer.
+  virtual std::span<const float> residual();
   // norm, q/k/v (+ bias, + norm over heads), RoPE, append k and v to the cache
   virtual void attn_in(uint32_t layer) = 0;
   // softmax(q k') v over the cache, up to each position itself
@@ -53,8 +66,10 @@ inline uint64_t kv_layer_bytes(const ModelSpec& spec, KvType type, uint64_t n_to
 struct BackendKind {
   const char* device;
   bool (*available)();
-  std::unique_ptr<Backend> (*create)(std::shared_ptr<const Model> model, const SessionOptions& options);
-  MemoryPlan (*plan)(const Model& model, const SessionOptions& options);
+  // The CPU runs a model's first layers or all of them, cuda its last ones or all.
+  std::unique_ptr<Backend> (*create)(std::shared_ptr<const Model> model, const SessionOptions& options,
+                                     const LayerRange& range);
+  MemoryPlan (*plan)(const Model& model, const SessionOptions& options, const LayerRange& range);
   std::string (*describe)() = nullptr;  // one line: what was found, or why it is not available
 };
 const std::vector<BackendKind>& backend_kinds();  // backends.cpp, in the order in which "auto" tries them

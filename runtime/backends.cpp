@@ -1,11 +1,18 @@
 // The list of backends.
 #include "runtime/backend.h"
 #ifdef PITH_HAS_CUDA
-#include "runtime/backend_cuda.h"
+#include "runtime/gpu/cuda_backend.h"
 #endif
 #include "runtime/cpu/cpu_backend.h"
 
 namespace pith {
+
+void Backend::receive(std::span<const float>, uint32_t) {
+  throw_error(ErrorCode::kInternal, "a backend without layers before it was handed their result");
+}
+std::span<const float> Backend::residual() {
+  throw_error(ErrorCode::kInternal, "a backend with the last layer was asked for its residual stream");
+}
 
 const std::vector<BackendKind>& backend_kinds() {
   static const std::vector<BackendKind> kinds = {

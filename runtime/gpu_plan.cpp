@@ -1,4 +1,4 @@
-// See gpu_plan.h. Scratch follows runtime/backend_cuda.cpp term by term, except for what is below a megabyte.
+// See gpu_plan.h. Scratch follows runtime/gpu/memory.cpp term by term, except for what is below a megabyte.
 #include "runtime/gpu_plan.h"
 
 #include <cmath>

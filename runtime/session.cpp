@@ -40,7 +40,7 @@ SessionOptions resolve_options(const Model& model, SessionOptions options) {
 
 MemoryPlan plan_memory(const Model& model, const SessionOptions& options) {
   const SessionOptions resolved = resolve_options(model, options);
-  return backend_for(resolved.device).plan(model, resolved);
+  return backend_for(resolved.device).plan(model, resolved, all_layers(model.spec()));
 }
 
 struct Session::Impl {
@@ -48,7 +48,7 @@ struct Session::Impl {
       : model(std::move(m)), options(resolve_options(*model, o)) {
     const BackendKind& kind = backend_for(options.device);
     options.device = options.device == "auto" ? kind.device : options.device;
-    backend = kind.create(model, options);
+    backend = kind.create(model, options, all_layers(model->spec()));
     tokens.reserve(options.n_ctx);
   }
 

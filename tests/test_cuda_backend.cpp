@@ -3,9 +3,9 @@
 #include <catch2/catch.hpp>
 
 #include "random_model.h"
-#include "runtime/backend_cuda.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/decoder.h"
+#include "runtime/gpu/cuda_backend.h"
 
 using namespace pith;
 using namespace pith::test;
@@ -37,6 +37,15 @@ ModelSpec everything_spec() {
   return spec;
 }
 
+ModelSpec experts_spec() {
+  ModelSpec spec = everything_spec();
+  spec.n_experts = 5, spec.n_active_experts = 2, spec.router_bias = true, spec.router_renormalize = false;
+  spec.attn_sinks = spec.qk_norm_whole = true;
+  spec.qk_norm = spec.pre_norms = false;
+  spec.activation = Activation::kClampedSwiglu;
+  return spec;
+}
+
 std::vector<int32_t> random_ids(size_t n, uint32_t vocab) {
   std::mt19937_64 rng(3);
   std::vector<int32_t> ids(n);
@@ -53,7 +62,7 @@ struct Fixture {
     options.n_ctx = 100;
     options.prefill_chunk = 32;
     options.n_threads = 1;
-    return kind.create(model, options);
+    return kind.create(model, options, all_layers(model->spec()));
   }
   // Logits after each of the batches, which begin at `position`.
   std::vector<float> run(Backend& backend, std::span<const int32_t> ids, const std::vector<uint32_t>& batches,
@@ -92,18 +101,27 @@ const BackendKind kCuda = cuda_backend_kind();
 TEST_CASE("cuda logits equal the CPU's, prefill and decode, for every switch and kind of tensor") {
   const std::vector<int32_t> ids = random_ids(40, 131);
   const std::vector<uint32_t> batches = {21, 1, 1, 5, 1};
-  for (const ModelSpec& spec : {plain_spec(), everything_spec()})
-    for (const TensorKind kind : {TensorKind::kF32, TensorKind::kBF16, TensorKind::kQ24})
-      for (const KvType kv : {KvType::kF16, KvType::kI8}) {
-        INFO("kind " << to_string(kind) << " kv " << static_cast<int>(kv) << " post norms "
-                     << spec.post_norms);
-        const Fixture f(spec, {kind});
-        SessionOptions options;
-        options.kv = kv;
-        const auto cuda = f.open(kCuda, options), cpu = f.open(cpu::backend_kind(), options);
-        const bool exact = kind != TensorKind::kQ24 && kv == KvType::kF16;
-        CHECK(relative_error(f.run(*cuda, ids, batches), f.run(*cpu, ids, batches)) < (exact ? 4e-3 : 3e-2));
-      }
+  struct Case {
+    ModelSpec spec;
+    TensorKind kind;
+    KvType kv;
+  };
+  for (const Case& c : {Case{plain_spec(), TensorKind::kF32, KvType::kF16},
+                        {plain_spec(), TensorKind::kQ24, KvType::kI8},
+                        {everything_spec(), TensorKind::kBF16, KvType::kF16},
+                        {everything_spec(), TensorKind::kF32, KvType::kI8},
+                        {everything_spec(), TensorKind::kQ24, KvType::kF16},
+                        {experts_spec(), TensorKind::kF16, KvType::kF16},
+                        {experts_spec(), TensorKind::kQ24, KvType::kI8}}) {
+    INFO("kind " << to_string(c.kind) << " kv " << static_cast<int>(c.kv) << " post norms "
+                 << c.spec.post_norms << " experts " << c.spec.n_experts);
+    const Fixture f(c.spec, {c.kind});
+    SessionOptions options;
+    options.kv = c.kv;
+    const auto cuda = f.open(kCuda, options), cpu = f.open(cpu::backend_kind(), options);
+    const bool exact = c.kind != TensorKind::kQ24 && c.kv == KvType::kF16;
+    CHECK(relative_error(f.run(*cuda, ids, batches), f.run(*cpu, ids, batches)) < (exact ? 4e-3 : 3e-2));
+  }
 }
 
 TEST_CASE("cuda kernels of every pipeline agree") {
@@ -170,7 +188,7 @@ TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
   SessionOptions options;
   options.n_ctx = 100;
   options.device = "cuda";
-  const MemoryPlan plan = kCuda.plan(*f.model, options);
+  const MemoryPlan plan = kCuda.plan(*f.model, options, all_layers(f.model->spec()));
   uint64_t tensors = 0;
   for (const Tensor& t : f.model->container().tensors()) tensors += t.size_bytes;
   CHECK(plan.weights_bytes >= tensors);
@@ -178,7 +196,8 @@ TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
   CHECK(plan.kv_bytes >= kv_layer_bytes(f.model->spec(), KvType::kF16, 100) * 2);
 
   options.device = "cuda:7";
-  CHECK_THROWS_WITH(kCuda.plan(*f.model, options), "device 'cuda:7', expected cuda:0 to cuda:0");
+  CHECK_THROWS_WITH(kCuda.plan(*f.model, options, all_layers(f.model->spec())),
+                    "device 'cuda:7', expected cuda:0 to cuda:0");
   ModelSpec odd = plain_spec();
   odd.head_dim = 12;
   odd.ropes = {{{1.0f, 0.4f}, 1}};

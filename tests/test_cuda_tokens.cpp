@@ -36,8 +36,8 @@ TEST_CASE("norm_tokens normalizes, scales and adds") {
   const std::vector<float> x = random_vector(2 * 100), norm = random_vector(100);
   const DeviceBuffer input = to_device(x), weights = to_device(norm),
                      out = to_device(std::vector<float>(200, 2.0f));
-  launch_norm_tokens({input.as<float>(), weights.as<float>(), 1e-5f, 0.5f, out.as<float>(), true, 100, 2},
-                     how());
+  launch_norm_tokens(
+      {input.as<float>(), weights.as<float>(), 1e-5f, 0.5f, out.as<float>(), true, 100, 2, 100, 100}, how());
   const std::vector<float> found = to_host<float>(out, 200);
   for (uint32_t t = 0; t < 2; ++t) {
     double squares = 0;

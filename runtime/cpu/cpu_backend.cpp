@@ -40,13 +40,14 @@ double work_of_token(const Weights& weights, const ModelSpec& spec) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(std::shared_ptr<const Model> model, const SessionOptions& options, Arena arena)
+CpuBackend::CpuBackend(std::shared_ptr<const Model> model, const SessionOptions& options,
+                       const LayerRange& range, Arena arena)
     : model_(std::move(model)),
       spec_(model_->spec()),
       kernels_(select_kernels(options.kernels)),
       arena_(std::move(arena)),
-      weights_(*model_, arena_),
-      cache_(spec_, options.kv, options.n_ctx, arena_),
+      weights_(*model_, range.end, arena_),
+      cache_(spec_, options.kv, options.n_ctx, range.end, arena_),
       scratch_(spec_, weights_, options.n_ctx, options.prefill_chunk, options.n_threads, arena_),
       work_of_token_(work_of_token(weights_, spec_)),
       small_step_(options.small_step),
@@ -141,7 +142,7 @@ void CpuBackend::add_post_normed(uint32_t thread, uint32_t n_tokens, const float
 // Chooses the threads of a batch: five steps a layer, and the head.
 void CpuBackend::begin_batch(uint32_t n_tokens) {
   const double n_lanes = n_tokens == 1 ? 1 : lanes_for(n_tokens) / 4;  // many tokens are cheaper
-  is_small_ = work_of_token_ * n_lanes < small_step_ * (5.0 * spec_.n_layers + 1);
+  is_small_ = work_of_token_ * n_lanes < small_step_ * (5.0 * n_layers() + 1);
   pool_.use(is_small_ ? 1 : (n_tokens == 1 ? token_threads_ : prompt_threads_).n_threads());
   if (is_small_) return;
   pool_.take_stalled_ns();
@@ -172,8 +173,8 @@ void CpuBackend::embed(std::span<const int32_t> ids, uint32_t position) {
 
 // From a cold file the first batch finds the pages of each layer on their way while it computes the one before: page
 // faults alone read 128 KB at a time and wait for each. Experts are left out: most are not needed.
-void CpuBackend::read_ahead(uint32_t n_layers) {
-  for (; n_layers_asked_ < std::min(n_layers, spec_.n_layers); ++n_layers_asked_)
+void CpuBackend::read_ahead(uint32_t n_wanted) {
+  for (; n_layers_asked_ < std::min(n_wanted, n_layers()); ++n_layers_asked_)
     for (const char* part : {"attn_qkv", "attn_out", "ffn_gate_up", "ffn_down"})
       if (const Tensor* const t = model_->container().find(layer_tensor(n_layers_asked_, part)))
         model_->container().read_ahead(*t);
@@ -242,7 +243,7 @@ void CpuBackend::ffn_out(uint32_t layer) {
     const Input in = prepare(thread, w.down, scratch_.hidden, spec_.ffn_dim, n_, nullptr);
     add_branch(thread, w.down, in, w.down_bias, w.ffn_post_norm);
   });
-  if (layer + 1 == spec_.n_layers) end_batch();
+  if (layer + 1 == n_layers()) end_batch();
 }
 
 std::span<const float> CpuBackend::head(uint32_t first, uint32_t n_rows) {
@@ -264,20 +265,21 @@ std::span<const float> CpuBackend::head(uint32_t first, uint32_t n_rows) {
 
 namespace {
 
-MemoryPlan plan(const Model& model, const SessionOptions& options) {
+MemoryPlan plan(const Model& model, const SessionOptions& options, const LayerRange& range) {
   select_kernels(options.kernels);  // a plan refuses what a session would
   Arena weights_arena, kv_arena, scratch_arena;
-  const Weights weights(model, weights_arena);
-  const KvCache cache(model.spec(), options.kv, options.n_ctx, kv_arena);
+  const Weights weights(model, range.end, weights_arena);
+  const KvCache cache(model.spec(), options.kv, options.n_ctx, range.end, kv_arena);
   const Scratch scratch(model.spec(), weights, options.n_ctx, options.prefill_chunk, options.n_threads,
                         scratch_arena);
   return {model.container().file_size(), kv_arena.size_bytes(),
           checked_add(weights_arena.size_bytes(), scratch_arena.size_bytes())};
 }
 
-std::unique_ptr<Backend> create(std::shared_ptr<const Model> model, const SessionOptions& options) {
-  const MemoryPlan needed = plan(*model, options);
-  return std::make_unique<CpuBackend>(std::move(model), options,
+std::unique_ptr<Backend> create(std::shared_ptr<const Model> model, const SessionOptions& options,
+                                const LayerRange& range) {
+  const MemoryPlan needed = plan(*model, options, range);
+  return std::make_unique<CpuBackend>(std::move(model), options, range,
                                       Arena(checked_add(needed.kv_bytes, needed.scratch_bytes)));
 }
 

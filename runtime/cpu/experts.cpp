@@ -111,7 +111,7 @@ void CpuBackend::experts_out(uint32_t layer) {
     }
     add_post_normed(thread, n_, w.ffn_post_norm);
   });
-  if (layer + 1 == spec_.n_layers) end_batch();
+  if (layer + 1 == n_layers()) end_batch();
 }
 
 }  // namespace pith::cpu

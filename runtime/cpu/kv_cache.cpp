@@ -34,10 +34,10 @@ void for_each_piece(const KvHead* heads, uint32_t n_heads, uint32_t n_tokens, ui
 
 }  // namespace
 
-KvCache::KvCache(const ModelSpec& spec, KvType type, uint32_t n_ctx, Arena& arena)
+KvCache::KvCache(const ModelSpec& spec, KvType type, uint32_t n_ctx, uint32_t n_layers, Arena& arena)
     : n_kv_heads_(spec.n_kv_heads), element_bytes_(type == KvType::kF16 ? 2 : 1) {
   const uint64_t positions = round_up_16(n_ctx);
-  for (uint32_t i = 0; i < spec.n_layers * spec.n_kv_heads; ++i) {
+  for (uint32_t i = 0; i < n_layers * spec.n_kv_heads; ++i) {
     KvHead head{};
     head.head_dim = spec.head_dim;
     head.padded_head_dim = round_up_16(spec.head_dim);

@@ -10,7 +10,7 @@ namespace pith::cpu {
 
 class KvCache {
  public:
-  KvCache(const ModelSpec& spec, KvType type, uint32_t n_ctx, Arena& arena);
+  KvCache(const ModelSpec& spec, KvType type, uint32_t n_ctx, uint32_t n_layers, Arena& arena);
 
   const KvHead& head(uint32_t layer, uint32_t kv_head) const {
     return heads_[size_t{layer} * n_kv_heads_ + kv_head];

@@ -25,7 +25,8 @@ inline Range share(uint32_t n, uint32_t thread, uint32_t n_threads) {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(std::shared_ptr<const Model> model, const SessionOptions& options, Arena arena);
+  CpuBackend(std::shared_ptr<const Model> model, const SessionOptions& options, const LayerRange& range,
+             Arena arena);
 
   void embed(std::span<const int32_t> ids, uint32_t position) override;
   void attn_in(uint32_t layer) override;
@@ -34,6 +35,7 @@ class CpuBackend final : public Backend {
   void ffn_in(uint32_t layer) override;
   void ffn_out(uint32_t layer) override;
   std::span<const float> head(uint32_t first, uint32_t n_rows) override;
+  std::span<const float> residual() override { return {scratch_.x, size_t{n_} * spec_.dim}; }
   void read_kv(uint32_t layer, uint32_t n_tokens, uint8_t* out) const override {
     cache_.read(layer, n_tokens, out);
   }
@@ -42,9 +44,12 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  uint32_t n_layers() const {
+    return static_cast<uint32_t>(weights_.layers.size());
+  }  // the model's first ones
   void begin_batch(uint32_t n_tokens);
   void end_batch();
-  void read_ahead(uint32_t n_layers);
+  void read_ahead(uint32_t n_wanted);
   Input prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                 const float* norm);
   template <typename Store>

@@ -55,7 +55,7 @@ class Loader {
 
 }  // namespace
 
-Weights::Weights(const Model& model, Arena& arena) {
+Weights::Weights(const Model& model, uint32_t n_layers, Arena& arena) {
   const ModelSpec& spec = model.spec();
   Loader loader(model.container(), arena);
   const auto add = [&](const std::string& name) {
@@ -67,7 +67,7 @@ Weights::Weights(const Model& model, Arena& arena) {
   embed = add("embed");
   head = spec.tied_embeddings ? embed : add("head");
   const bool has_qk_norm = spec.qk_norm || spec.qk_norm_whole;
-  for (uint32_t i = 0; i < spec.n_layers; ++i) {
+  for (uint32_t i = 0; i < n_layers; ++i) {
     const auto vector = [&](const char* part, bool present) {
       return loader.vector(layer_tensor(i, part), present);
     };

@@ -25,7 +25,7 @@ struct LayerWeights {
 
 struct Weights {
   // Copies are taken from the arena (a dry run when it only counts).
-  Weights(const Model& model, Arena& arena);
+  Weights(const Model& model, uint32_t n_layers, Arena& arena);
 
   std::vector<LayerWeights> layers;
   const float* norm;

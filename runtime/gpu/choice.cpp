@@ -1,0 +1,49 @@
+// See choice.h.
+#include "runtime/gpu/choice.h"
+
+#include "format/error.h"
+
+namespace pith::gpu {
+
+using namespace cuda;
+
+DeviceInfo find_device(const std::string& device) {
+  const DeviceList list = list_devices();
+  if (list.devices.empty()) throw_error(ErrorCode::kUnsupported, "device '{}': {}", device, list.problem);
+  const size_t colon = device.find(':');
+  if (colon == std::string::npos) return list.devices.front();
+  for (const DeviceInfo& info : list.devices)
+    if (std::to_string(info.idx) == device.substr(colon + 1)) return info;
+  throw_error(ErrorCode::kInvalidArgument, "device '{}', expected cuda:0 to cuda:{}", device,
+              list.devices.size() - 1);
+}
+
+Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
+  const bool synchronous = name.ends_with("-sync");
+  const std::string base = synchronous ? name.substr(0, name.size() - 5) : name;
+  const auto need = [&](int sm, Pipeline pipeline) -> Kernels {
+    if (device.sm() < sm)
+      throw_error(ErrorCode::kUnsupported, "kernels '{}' need compute capability {}.{}, {} has {}.{}", name,
+                  sm / 10, sm % 10, device.name, device.compute_major, device.compute_minor);
+    return {pipeline, synchronous};
+  };
+  if (base == "auto")
+    return {device.sm() >= 90   ? Pipeline::kBulkCopy
+            : device.sm() >= 80 ? Pipeline::kAsyncCopy
+                                : Pipeline::kRegisters,
+            synchronous};
+  if (base == "bulk") return need(90, Pipeline::kBulkCopy);
+  if (base == "async") return need(80, Pipeline::kAsyncCopy);
+  if (base == "registers") return need(75, Pipeline::kRegisters);
+  throw_error(ErrorCode::kInvalidArgument,
+              "kernels '{}', expected auto, registers, async or bulk, with or without -sync", name);
+}
+
+void check_supported(const ModelSpec& spec, const DeviceInfo&) {
+  constexpr uint32_t kMaxHeadDim = 256;
+  if (spec.head_dim % 8 != 0 || spec.head_dim > kMaxHeadDim)
+    throw_error(ErrorCode::kUnsupported, "cuda: head_dim of {}, expected a multiple of 8 up to {}",
+                spec.head_dim, kMaxHeadDim);
+}
+
+}  // namespace pith::gpu

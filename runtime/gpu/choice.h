@@ -1,0 +1,23 @@
+// Which device, which kernels, and whether they can run a model.
+#pragma once
+#include <string>
+
+#include "cuda/device.h"
+#include "cuda/kernels.h"
+#include "models/spec.h"
+
+namespace pith::gpu {
+
+// "cuda" or "cuda:N". Throws kUnsupported with the reason when there is none.
+cuda::DeviceInfo find_device(const std::string& device);
+
+struct Kernels {
+  cuda::Pipeline pipeline;
+  bool synchronous;
+};
+Kernels choose_kernels(const std::string& name, const cuda::DeviceInfo& device);
+
+// Throws kUnsupported naming what the kernels lack.
+void check_supported(const ModelSpec& spec, const cuda::DeviceInfo& device);
+
+}  // namespace pith::gpu
