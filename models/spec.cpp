@@ -1,6 +1,7 @@
 // Caps on a spec and its form as metadata.
 #include "models/spec.h"
 
+#include <charconv>
 #include <cmath>
 
 #include "format/q24.h"
@@ -228,6 +229,14 @@ ModelSpec load_spec(const Metadata& metadata, const std::string& where) {
 std::string layer_tensor(uint32_t layer, const char* part) {
   return fmt::format("layers.{}.{}", layer, part);
 }
+int32_t tensor_layer(const std::string& name) {
+  constexpr std::string_view kLayers = "layers.";
+  int32_t layer = -1;
+  if (name.starts_with(kLayers))
+    std::from_chars(name.data() + kLayers.size(), name.data() + name.size(), layer);
+  return layer;
+}
+
 std::string expert_tensor(uint32_t layer, uint32_t expert, const char* part) {
   return fmt::format("layers.{}.experts.{}.{}", layer, expert, part);
 }

@@ -121,6 +121,7 @@ struct TensorPlan {
   float add = 0;  // added to every element (Gemma stores norms as w - 1)
 };
 
-std::string layer_tensor(uint32_t layer, const char* part);                    // "layers.7.attn_qkv"
+int32_t tensor_layer(const std::string& name);               // 7 of "layers.7.attn_qkv", -1: none
+std::string layer_tensor(uint32_t layer, const char* part);  // "layers.7.attn_qkv"
 std::string expert_tensor(uint32_t layer, uint32_t expert, const char* part);  // "layers.7.experts.3.down"
 }  // namespace pith

@@ -71,8 +71,12 @@ struct BackendKind {
                                      const LayerRange& range);
   MemoryPlan (*plan)(const Model& model, const SessionOptions& options, const LayerRange& range);
   std::string (*describe)() = nullptr;  // one line: what was found, or why it is not available
+  // Free memory of "cuda" or "cuda:N"; null of the CPU.
+  uint64_t (*free_bytes)(const std::string& device) = nullptr;
 };
 const std::vector<BackendKind>& backend_kinds();  // backends.cpp, in the order in which "auto" tries them
-const BackendKind& backend_for(const std::string& device);  // throws kInvalidArgument or kUnsupported
+// Throws kInvalidArgument or kUnsupported.
+const BackendKind& backend_for(const std::string& device,
+                               const std::vector<BackendKind>& kinds = backend_kinds());
 
 }  // namespace pith

@@ -23,12 +23,12 @@ const std::vector<BackendKind>& backend_kinds() {
   return kinds;
 }
 
-const BackendKind& backend_for(const std::string& device) {
+const BackendKind& backend_for(const std::string& device, const std::vector<BackendKind>& kinds) {
   const std::string name = device.substr(0, device.find(':'));
   if (name != device && name != "cuda")
     throw_error(ErrorCode::kInvalidArgument, "device '{}': only cuda takes a number, as in cuda:0", device);
   std::string known, why;
-  for (const BackendKind& kind : backend_kinds()) {
+  for (const BackendKind& kind : kinds) {
     const bool usable = kind.available();
     if (usable && (name == "auto" || name == kind.device)) return kind;
     if (!usable && name == kind.device && kind.describe != nullptr)

@@ -98,6 +98,10 @@ bool set_session_option(SessionOptions& options, std::string_view key, std::stri
     options.kv = one_of({"f16", "i8"}, "f16, i8") == "f16" ? KvType::kF16 : KvType::kI8;
   } else if (key == "kernels") {
     options.kernels = value;  // the device knows which there are
+  } else if (key == "gpu_layers") {
+    options.gpu_layers = value == "all"    ? kGpuLayersAll
+                         : value == "auto" ? kGpuLayersAuto
+                                           : static_cast<int32_t>(parse_count(key, value, kMaxLayers));
   } else if (key == "device") {
     options.device = value;  // the session knows which there are
   } else {

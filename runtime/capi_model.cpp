@@ -202,7 +202,8 @@ int pith_plan(const char* path, const char* const* options, pith_memory_plan* pl
     const auto model = Model::open(path);
     const SessionOptions resolved = resolve_options(*model, settings.session);
     const MemoryPlan bytes = plan_memory(*model, resolved);
-    hand_out({0, resolved.n_ctx, bytes.weights_bytes, bytes.kv_bytes, bytes.scratch_bytes, bytes.total()},
+    hand_out({0, resolved.n_ctx, bytes.weights_bytes, bytes.kv_bytes, bytes.scratch_bytes, bytes.total(),
+              bytes.n_gpu_layers, bytes.gpu_bytes},
              plan);
     return PITH_OK;
   });

@@ -66,8 +66,9 @@ std::string session_fact(const pith_session& s, std::string_view key) {
   if (key == "kernels") return kernels_of(options);
   if (key == "device") return options.device;
   if (key == "n_tokens") return fmt::format("{}", s.session.tokens().size());
-  if (key == "kv_bytes") return fmt::format("{}", plan_memory(s.session.model(), options).kv_bytes);
-  if (key == "scratch_bytes") return fmt::format("{}", plan_memory(s.session.model(), options).scratch_bytes);
+  if (key == "gpu_layers") return fmt::format("{}", options.gpu_layers);
+  if (key == "kv_bytes") return fmt::format("{}", s.session.memory().kv_bytes);
+  if (key == "scratch_bytes") return fmt::format("{}", s.session.memory().scratch_bytes);
   throw_error(ErrorCode::kInvalidArgument, "a session has no fact '{}'", key);
 }
 
@@ -206,6 +207,7 @@ int pith_session_open(const pith_model* model, const char* const* options, pith_
                        model->model->container().path(), session->session.n_ctx(),
                        model->model->spec().max_context, resolved.n_threads, kernels_of(resolved),
                        resolved.device));
+    if (!session->session.note().empty()) log(1, session->session.note());
     *out = session.release();
     return PITH_OK;
   });

@@ -132,6 +132,8 @@ typedef struct {
   uint64_t kv_bytes;      /* key/value cache, for each session */
   uint64_t scratch_bytes; /* activations and logits, for each session */
   uint64_t total_bytes;
+  uint32_t n_gpu_layers; /* the model's last layers, on the GPU */
+  uint64_t gpu_bytes;    /* of total_bytes, on the GPU */
 } pith_memory_plan;
 
 /* The memory that a session with these options (those of pith_session_open) would take. Only the file's header and
@@ -143,7 +145,9 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 /* All memory of the cache and of computing is taken here: pith_sync() and pith_step() allocate nothing. pith_generate()
  * and pith_chat() do for their text only.
  * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores), "kv" ("f16" | "i8"),
- * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "kernels" ("auto", or one of the
+ * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers" (how many of the model's last layers
+ * a GPU runs, the others staying on the CPU: "all", the default with device "cuda" | "auto", as many as fit, the default with
+ * device "auto" | a number), "kernels" ("auto", or one of the
  * device's by name, for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "neon" of a CPU; "registers",
  * "async", "bulk" of a GPU, each also with "-sync" after it), and every key of pith_set(). */
 PITH_API int pith_session_open(const pith_model* model, const char* const* options, pith_session** out);
@@ -158,7 +162,7 @@ PITH_API void pith_session_close(pith_session* session);
  * from the seed. */
 PITH_API int pith_set(pith_session* session, const char* key, const char* value);
 
-/* One fact as text, like pith_model_get(): every key of pith_set(), "ctx", "threads", "kv", "kernels", "device",
+/* One fact as text, like pith_model_get(): every key of pith_set(), "ctx", "threads", "kv", "kernels", "device", "gpu_layers",
  * "n_tokens" (length of the timeline), "kv_bytes", "scratch_bytes". */
 PITH_API int pith_session_get(const pith_session* session, const char* key, char* buffer, size_t capacity,
                               size_t* n_needed);

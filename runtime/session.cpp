@@ -6,6 +6,7 @@
 
 #include "runtime/backend.h"
 #include "runtime/decoder.h"
+#include "runtime/placement.h"
 #include "runtime/session_file.h"
 #include "runtime/thread_pool.h"
 
@@ -40,15 +41,16 @@ SessionOptions resolve_options(const Model& model, SessionOptions options) {
 
 MemoryPlan plan_memory(const Model& model, const SessionOptions& options) {
   const SessionOptions resolved = resolve_options(model, options);
-  return backend_for(resolved.device).plan(model, resolved, all_layers(model.spec()));
+  return place(model, resolved).memory;
 }
 
 struct Session::Impl {
   Impl(std::shared_ptr<const Model> m, const SessionOptions& o)
       : model(std::move(m)), options(resolve_options(*model, o)) {
-    const BackendKind& kind = backend_for(options.device);
-    options.device = options.device == "auto" ? kind.device : options.device;
-    backend = kind.create(model, options, all_layers(model->spec()));
+    placement = place(*model, options);
+    options.device = placement.device;
+    options.gpu_layers = static_cast<int32_t>(placement.n_gpu_layers);
+    backend = open_placed(model, options, placement);
     tokens.reserve(options.n_ctx);
   }
 
@@ -94,6 +96,7 @@ struct Session::Impl {
 
   const std::shared_ptr<const Model> model;
   SessionOptions options;
+  Placement placement;
   std::unique_ptr<Backend> backend;
   std::vector<int32_t> tokens;
   std::span<const float> logits;  // in the backend; empty when they are not those of the last token
@@ -109,6 +112,12 @@ const Model& Session::model() const {
 }
 const SessionOptions& Session::options() const {
   return impl_->options;
+}
+const MemoryPlan& Session::memory() const {
+  return impl_->placement.memory;
+}
+const std::string& Session::note() const {
+  return impl_->placement.note;
 }
 uint32_t Session::n_ctx() const {
   return impl_->options.n_ctx;

@@ -19,12 +19,18 @@ namespace pith {
 
 enum class KvType : uint8_t { kF16 = 1, kI8 = 2 };
 
+// SessionOptions::gpu_layers beside a count.
+constexpr int32_t kGpuLayersAll = -1, kGpuLayersAuto = -2, kGpuLayersDefault = -3;
+
 struct SessionOptions {
   uint32_t n_ctx = 0;      // tokens; 0 = the model's, at most 4096. More than the model's maximum is an error
   uint32_t n_threads = 0;  // 0 = physical cores
   KvType kv = KvType::kF16;
   uint32_t prefill_chunk = 128;  // tokens per batched pass, 1..1024
   std::string device = "auto";   // "cpu", "cuda", "cuda:N"
+  // The model's last layers on the GPU, the others on the CPU: a count, all, or as many as fit. Default: all with device "cuda", as many
+  // as fit with "auto".
+  int32_t gpu_layers = kGpuLayersDefault;
   std::string kernels = "auto";  // those of the device (pith.h); force an instruction set (tests)
   // On a CPU one thread works alone where a step of a layer multiplies fewer weights than this (2-bit ones; wider ones
   // count fourfold), about a microsecond's work: another would not hear of it in time. 0 (tests): all threads always.
@@ -36,7 +42,9 @@ SessionOptions resolve_options(const Model& model, SessionOptions options);
 
 // Exact bytes that a session will take, without taking them.
 struct MemoryPlan {
-  uint64_t weights_bytes, kv_bytes, scratch_bytes;
+  uint64_t weights_bytes, kv_bytes, scratch_bytes;  // on all devices together
+  uint64_t gpu_bytes = 0;                           // of them, on the GPU
+  uint32_t n_gpu_layers = 0;
   uint64_t total() const { return weights_bytes + kv_bytes + scratch_bytes; }
 };
 MemoryPlan plan_memory(const Model& model, const SessionOptions& options);
@@ -48,6 +56,8 @@ class Session {
 
   const Model& model() const;
   const SessionOptions& options() const;  // as resolved
+  const MemoryPlan& memory() const;       // what it took
+  const std::string& note() const;  // one line for the user: why "auto" left the GPU (partly) unused; else ""
   uint32_t n_ctx() const;
   const std::vector<int32_t>& tokens() const;  // the timeline
 

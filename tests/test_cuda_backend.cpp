@@ -6,6 +6,7 @@
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/decoder.h"
 #include "runtime/gpu/cuda_backend.h"
+#include "runtime/placement.h"
 
 using namespace pith;
 using namespace pith::test;
@@ -183,6 +184,87 @@ TEST_CASE("the cache goes from cuda to the CPU and back in its common form") {
   }
 }
 
+namespace {
+
+// cuda, with as much memory as the test says, and the CPU.
+uint64_t free_bytes = 0;
+std::vector<BackendKind> both_kinds() {
+  BackendKind cuda = kCuda;
+  cuda.free_bytes = [](const std::string&) { return free_bytes; };
+  return {cuda, cpu::backend_kind()};
+}
+
+SessionOptions split_options(const char* device, int32_t gpu_layers) {
+  SessionOptions options;
+  options.n_ctx = 64;
+  options.prefill_chunk = 16;
+  options.n_threads = 1;
+  options.device = device;
+  options.gpu_layers = gpu_layers;
+  return options;
+}
+
+ModelSpec three_layers() {
+  ModelSpec spec = everything_spec();
+  spec.n_layers = 3;
+  spec.layers.push_back({});
+  return spec;
+}
+
+}  // namespace
+
+TEST_CASE("the first layers on the CPU and the last N on cuda give the CPU's logits, for every N") {
+  const std::vector<int32_t> ids = random_ids(24, 131);
+  const Fixture f(three_layers(), {TensorKind::kF32});
+  std::vector<float> expected;
+  std::vector<uint8_t> cache(kv_layer_bytes(f.model->spec(), KvType::kF16, 20));
+  for (const int32_t n : {0, 1, 2, 3}) {
+    INFO("layers on cuda: " << n);
+    const SessionOptions options = split_options("cuda", n);
+    const Placement placement = place(*f.model, options, both_kinds());
+    CHECK(placement.n_gpu_layers == static_cast<uint32_t>(n));
+    CHECK((placement.memory.gpu_bytes == 0) == (n == 0));
+    const auto backend = open_placed(f.model, options, placement, both_kinds());
+    const std::vector<float> found = f.run(*backend, ids, {15, 1, 1, 3, 1});
+    if (n == 0) expected = found;
+    CHECK(relative_error(found, expected) < 4e-3);
+    // Its cache goes into another placement's, layer by layer.
+    const auto other = open_placed(f.model, options,
+                                   place(*f.model, split_options("cuda", 3 - n), both_kinds()), both_kinds());
+    for (uint32_t layer = 0; layer < 3; ++layer) {
+      backend->read_kv(layer, 20, cache.data());
+      other->write_kv(layer, 20, cache.data());
+    }
+    const auto next = std::span(ids).subspan(20);
+    CHECK(relative_error(f.run(*other, next, {1}, 20), f.run(*backend, next, {1}, 20)) < 4e-3);
+  }
+}
+
+TEST_CASE("gpu_layers auto takes as many layers as fit and says why not all") {
+  const Fixture f(three_layers(), {TensorKind::kF32});
+  const uint64_t reserve = uint64_t{256} << 20;
+  const auto need = [&](int32_t n) {
+    return place(*f.model, split_options("cuda", n), both_kinds()).memory.gpu_bytes + reserve;
+  };
+  const SessionOptions open = split_options("auto", kGpuLayersDefault);
+  for (const uint32_t n : {0u, 1u, 2u, 3u})
+    for (const bool is_least : {true, false}) {
+      if (is_least)
+        free_bytes = n == 0 ? reserve : need(static_cast<int32_t>(n));
+      else
+        free_bytes = n == 3 ? uint64_t{1} << 40 : need(static_cast<int32_t>(n) + 1) - 1;
+      const Placement placement = place(*f.model, open, both_kinds());
+      CHECK(placement.n_gpu_layers == n);
+      CHECK(placement.device == (n == 0 ? "cpu" : "cuda"));
+      CHECK(placement.note.empty() == (n == 3));
+      if (n < 3) CHECK_THAT(placement.note, Contains(fmt::format("{} of 3 layers on cuda", n)));
+    }
+  CHECK_THROWS_WITH(place(*f.model, split_options("cuda", 4), both_kinds()),
+                    "gpu_layers 4, expected all, auto or at most the model's 3");
+  CHECK_THROWS_WITH(place(*f.model, split_options("cpu", 1), both_kinds()),
+                    "gpu_layers 1 on the CPU, expected a GPU");
+}
+
 TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
   const Fixture f(plain_spec(), {TensorKind::kQ24});
   SessionOptions options;
@@ -202,5 +284,10 @@ TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
   odd.head_dim = 12;
   odd.ropes = {{{1.0f, 0.4f}, 1}};
   const Fixture g(odd, {TensorKind::kF32});
-  CHECK_THROWS_WITH(g.open(kCuda), "cuda: head_dim of 12, expected a multiple of 8 up to 256");
+  const char* const lacks = "cuda: head_dim of 12, expected a multiple of 8 up to 256";
+  CHECK_THROWS_WITH(g.open(kCuda), lacks);
+  CHECK_THROWS_WITH(place(*g.model, split_options("cuda", kGpuLayersDefault), both_kinds()), lacks);
+  const Placement fallback = place(*g.model, split_options("auto", kGpuLayersDefault), both_kinds());
+  CHECK(fallback.device == "cpu");
+  CHECK_THAT(fallback.note, Contains(lacks));
 }

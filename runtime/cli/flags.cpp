@@ -25,6 +25,10 @@ void SessionFlags::add_session(CLI::App& app) {
   add(app, "--kv", "kv", "Key/value cache: f16 or i8")->type_name("TYPE");
   add(app, "--chunk", "prefill_chunk", "Tokens of a prompt run at once (default: 128)")->type_name("N");
   add(app, "--device", "device", "auto, cpu, cuda or cuda:N")->type_name("NAME");
+  add(app, "--gpu-layers", "gpu_layers",
+      "Last layers on the GPU, the others on the CPU: N, all (default with --device cuda) or auto (what "
+      "fits)")
+      ->type_name("N");
   add(app, "--kernels", "kernels",
       "auto, scalar, avx2, avxvnni, avx512-plain, avx512, neon; on cuda registers, async, bulk")
       ->type_name("NAME");

@@ -91,6 +91,9 @@ int run_action(const Action& action, const std::string& who) {
 void print_log(int, const char* message, void*) {
   print_message(message);
 }
+void print_warning(int level, const char* message, void*) {
+  if (level > 0) print_note(message);
+}
 
 int run(int argc, char** argv) {
   CLI::App root("pith: a runtime for language models in one file of about 2.85 bits per weight.", "pith");
@@ -103,6 +106,7 @@ int run(int argc, char** argv) {
   root.add_flag_function(
       "-v,--verbose", [](int64_t) { pith_log_set(print_log, nullptr); },
       "The library's notes on standard error");
+  pith_log_set(print_warning, nullptr);
   root.fallthrough();  // -q and -v after the command too
   root.require_subcommand(0, 1);
   add_chat(root, action);

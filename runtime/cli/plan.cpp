@@ -76,6 +76,8 @@ int run(const PlanOptions& options) {
     out["kv_bytes"] = plan.kv_bytes;
     out["scratch_bytes"] = plan.scratch_bytes;
     out["total_bytes"] = plan.total_bytes;
+    out["gpu_layers"] = plan.n_gpu_layers;
+    out["gpu_bytes"] = plan.gpu_bytes;
     write_output(out.dump(2) + "\n");
     return kOk;
   }
@@ -84,7 +86,9 @@ int run(const PlanOptions& options) {
   };
   write_output(fmt::format("context   {:>16} tokens\n", plan.n_ctx) + line("weights", plan.weights_bytes) +
                line("kv cache", plan.kv_bytes) + line("scratch", plan.scratch_bytes) +
-               line("total", plan.total_bytes));
+               line("total", plan.total_bytes) +
+               (plan.n_gpu_layers == 0 ? "" : line("of it GPU", plan.gpu_bytes)) +
+               (plan.n_gpu_layers == 0 ? "" : fmt::format("on GPU    {:>16} layers\n", plan.n_gpu_layers)));
   return kOk;
 }
 

@@ -272,7 +272,10 @@ MemoryPlan plan(const Model& model, const SessionOptions& options, const LayerRa
   const KvCache cache(model.spec(), options.kv, options.n_ctx, range.end, kv_arena);
   const Scratch scratch(model.spec(), weights, options.n_ctx, options.prefill_chunk, options.n_threads,
                         scratch_arena);
-  return {model.container().file_size(), kv_arena.size_bytes(),
+  uint64_t mapped_bytes = model.container().file_size();  // whole, but for what another device runs
+  for (const Tensor& tensor : model.container().tensors())
+    if (tensor_layer(tensor.name) >= static_cast<int32_t>(range.end)) mapped_bytes -= tensor.size_bytes;
+  return {mapped_bytes, kv_arena.size_bytes(),
           checked_add(weights_arena.size_bytes(), scratch_arena.size_bytes())};
 }
 

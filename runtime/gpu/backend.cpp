@@ -176,11 +176,11 @@ std::unique_ptr<Backend> create(std::shared_ptr<const Model> model, const Sessio
   const MemoryPlan needed = plan_on(*model, options, range, device);
   const uint64_t free_bytes = free_memory().first;
   if (needed.total() > free_bytes)
-    throw_error(
-        ErrorCode::kOutOfMemory,
-        "cuda:{} ({}): needs {} MB (weights {}, KV cache {} for {} tokens, scratch {}), {} MB are free",
-        device.idx, device.name, needed.total() >> 20, needed.weights_bytes >> 20, needed.kv_bytes >> 20,
-        options.n_ctx, needed.scratch_bytes >> 20, free_bytes >> 20);
+    throw_error(ErrorCode::kOutOfMemory,
+                "cuda:{} ({}): needs {} MB (weights {}, KV cache {} for {} tokens, scratch {}), {} MB are "
+                "free; gpu_layers auto leaves on the CPU what does not fit",
+                device.idx, device.name, needed.total() >> 20, needed.weights_bytes >> 20,
+                needed.kv_bytes >> 20, options.n_ctx, needed.scratch_bytes >> 20, free_bytes >> 20);
   return std::make_unique<CudaBackend>(std::move(model), options, device, range, needed);
 }
 
@@ -198,7 +198,9 @@ BackendKind cuda_backend_kind() {
                           d.free_bytes >> 20, d.total_bytes >> 20);
     return text;
   };
-  return {"cuda", [] { return !cuda::list_devices().devices.empty(); }, gpu::create, gpu::plan, describe};
+  return {"cuda",      [] { return !cuda::list_devices().devices.empty(); },
+          gpu::create, gpu::plan,
+          describe,    [](const std::string& device) { return gpu::find_device(device).free_bytes; }};
 }
 
 }  // namespace pith

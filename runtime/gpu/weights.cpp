@@ -2,7 +2,6 @@
 #include "runtime/gpu/weights.h"
 
 #include <algorithm>
-#include <charconv>
 
 namespace pith::gpu {
 
@@ -24,14 +23,9 @@ Weights::Weights(const Model& model, const LayerRange& layer_range, DeviceArena&
 }
 
 bool Weights::needs(const std::string& name) const {
-  constexpr std::string_view kLayers = "layers.";
-  if (name.starts_with(kLayers)) {
-    uint32_t layer = 0;
-    std::from_chars(name.data() + kLayers.size(), name.data() + name.size(), layer);
-    return range.begin <= layer && layer < range.end;
-  }
   if (name == "embed") return range.begin == 0 || tied_;
-  return true;
+  const int32_t layer = tensor_layer(name);
+  return layer < 0 || layer >= static_cast<int32_t>(range.begin);
 }
 
 const float* Weights::vector(const std::string& name, bool present) const {

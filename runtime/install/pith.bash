@@ -11,6 +11,7 @@ _pith() {
   case $prev in
     --kernels) COMPREPLY=($(compgen -W "auto scalar avx2 avxvnni avx512-plain avx512 neon" -- "$cur")); return ;;
     --device) COMPREPLY=($(compgen -W "auto cpu cuda" -- "$cur")); return ;;
+    --gpu-layers) COMPREPLY=($(compgen -W "all auto" -- "$cur")); return ;;
     --kv) COMPREPLY=($(compgen -W "f16 i8" -- "$cur")); return ;;
     --effort) COMPREPLY=($(compgen -W "fast normal max" -- "$cur")); return ;;
     --task) COMPREPLY=($(compgen -W "hellaswag arc-easy arc-challenge winogrande piqa lambada blimp" -- "$cur")); return ;;
