@@ -6,7 +6,7 @@ namespace pith::cuda {
 namespace {
 
 template <uint32_t kDim, bool kI8>
-__global__ void __launch_bounds__(kPrefillWarps* kWarp, 1)
+__global__ void __launch_bounds__(AttentionPrefillTile<kDim>::kWarps* kWarp, 1)
     attention_prefill(const __grid_constant__ AttentionPrefill args) {
   extern __shared__ __align__(128) uint8_t shared[];
   attention_prefill_body<kDim, kI8>(args, shared);
@@ -14,9 +14,11 @@ __global__ void __launch_bounds__(kPrefillWarps* kWarp, 1)
 
 template <uint32_t kDim>
 void launch_dim(const AttentionPrefill& args, const Launch& how) {
-  launch("attention_prefill", args.k_scale ? attention_prefill<kDim, true> : attention_prefill<kDim, false>,
-         dim3((args.n_tokens + kQueryTile - 1) / kQueryTile, args.n_heads), kPrefillWarps * kWarp,
-         AttentionPrefillShared<kDim>::kTotal, how, args);
+  launch(
+      "attention_prefill", args.k_scale ? attention_prefill<kDim, true> : attention_prefill<kDim, false>,
+      dim3((args.n_tokens + AttentionPrefillTile<kDim>::kQueries - 1) / AttentionPrefillTile<kDim>::kQueries,
+           args.n_heads),
+      AttentionPrefillTile<kDim>::kWarps * kWarp, AttentionPrefillTile<kDim>::kSharedBytes, how, args);
 }
 
 }  // namespace

@@ -1,16 +1,16 @@
-// Body of causal attention for many tokens: tiles of 64 queries against tiles of 64 cached positions.
+// Body of causal attention for many tokens: tiles of 64 queries against tiles of 64 cached positions (32 of each where heads are long).
 //
 //   out[t, h] = sum_p softmax_p(cap(scale * q[t, h] . k[p])) v[p]      p <= position of t, within the window; a sink may take part
 //
 // Shapes: q in qkv [n_tokens, (n_heads + 2 n_kv_heads) * head_dim] float, made ready by append_tokens_body; the cache holds the
 // tokens' own rows already; out [n_tokens, n_heads * head_dim]. head_dim <= kDim, a multiple of 8.
 //
-// Grid (ceil(n_tokens / 64), n_heads), 4 warps: warp k has queries 16 k ... Per tile of positions: K and V come to shared memory as
+// Grid (ceil(n_tokens / 64), n_heads), 4 warps (32, 2): warp k has queries 16 k ... Per tile of positions: K and V come to shared memory as
 // fp16, V transposed; S = Q K' and O += P V by mma.m16n8k16, softmax running in registers between them (rows g and g + 8 of a
 // lane's fragments; the four lanes of a row share maxima by shuffles), P going from the one product's result to the other's
 // operand without leaving the registers.
 //
-// Shared memory, fp16: q [64][kDim + 8] | k [64][kDim + 8] | v' [kDim][72]: the 8 extra make fragment reads conflict-free.
+// Shared memory, fp16: q [64][kDim + 8] | k [64][kDim + 8] | v' [kDim][72] (32, 32, 40): the 8 extra make fragment reads conflict-free.
 // Rounds q, k * scale and the weights to fp16: relative error of a weight about 2^-11 * |score| / sqrt(head_dim), of the
 // result about 2^-11.
 // Bound by: the matrix units for long prompts. Speed: not measured.
@@ -19,22 +19,24 @@
 
 namespace pith::cuda {
 
-constexpr uint32_t kQueryTile = 64, kKeyTile = 64, kPrefillWarps = kQueryTile / 16;
-constexpr uint32_t kTransposedStride = kKeyTile + 8;
-
+// Of heads of up to kDim elements. Long ones take smaller tiles: a block of sm_75 has 64 KB, of sm_86, 89 and 120 99 KB.
 template <uint32_t kDim>
-struct AttentionPrefillShared {
-  static constexpr uint32_t kStride = kDim + 8;  // of q and k, in elements
-  static constexpr uint32_t kKeys = kQueryTile * kStride * 2, kValues = kKeys + kKeyTile * kStride * 2,
-                            kTotal = kValues + kDim * kTransposedStride * 2;
+struct AttentionPrefillTile {
+  static constexpr uint32_t kQueries = kDim > 128 ? 32 : 64, kKeys = kQueries, kWarps = kQueries / 16;
+  static constexpr uint32_t kStride = kDim + 8, kValueStride = kKeys + 8;  // of q and k, of v', in elements
+  static constexpr uint32_t kKeysAt = kQueries * kStride * 2, kValuesAt = kKeysAt + kKeys * kStride * 2,
+                            kSharedBytes = kValuesAt + kDim * kValueStride * 2;
+  static_assert(kSharedBytes <= 64 * 1024);
 };
 
-// Rows first .. first + 64 of one head's cache to fp16; rows from `end` on and elements beyond head_dim are zero.
+// Rows first .. first + kKeys of one head's cache to fp16; rows from `end` on and elements beyond head_dim are zero.
 template <uint32_t kDim, bool kI8, bool kTransposed>
 PITH_DEVICE void stage_cache_rows(const uint8_t* rows, const float* scales, uint32_t head_dim, uint32_t first,
                                   uint32_t end, uint16_t* to) {
-  for (uint32_t i = thread_index(); i < kKeyTile * (kDim / 8); i += n_threads()) {
-    const uint32_t row = i % kKeyTile, d0 = i / kKeyTile * 8;  // neighbours write neighbours when transposed
+  using Tile = AttentionPrefillTile<kDim>;
+  for (uint32_t i = thread_index(); i < Tile::kKeys * (kDim / 8); i += n_threads()) {
+    const uint32_t row = i % Tile::kKeys,
+                   d0 = i / Tile::kKeys * 8;  // neighbours write neighbours when transposed
     float v[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     if (first + row < end && d0 < head_dim) {
       load_cache8<kI8>(rows, uint64_t{first + row} * head_dim + d0, v);
@@ -46,9 +48,9 @@ PITH_DEVICE void stage_cache_rows(const uint8_t* rows, const float* scales, uint
     }
     if constexpr (kTransposed) {
       PITH_UNROLL
-      for (uint32_t j = 0; j < 8; ++j) to[(d0 + j) * kTransposedStride + row] = f32_to_f16(v[j]);
+      for (uint32_t j = 0; j < 8; ++j) to[(d0 + j) * Tile::kValueStride + row] = f32_to_f16(v[j]);
     } else {
-      store16(to + row * (kDim + 8) + d0,
+      store16(to + row * Tile::kStride + d0,
               {pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7])});
     }
   }
@@ -59,13 +61,13 @@ struct RowSoftmax {
 };
 
 // Scores of the tile to weights, masked; rescales `out` by what the maxima moved.
-template <uint32_t kTilesOut>
+template <uint32_t kTiles, uint32_t kTilesOut>
 PITH_DEVICE void soften_tile(const AttentionPrefill& a, uint32_t key0, const uint32_t (&position)[2],
-                             uint32_t t, float (&s)[kKeyTile / 8][4], RowSoftmax& state,
+                             uint32_t t, float (&s)[kTiles][4], RowSoftmax& state,
                              float (&out)[kTilesOut][4]) {
   float largest[2] = {state.largest[0], state.largest[1]};
   PITH_UNROLL
-  for (uint32_t n = 0; n < kKeyTile / 8; ++n) {
+  for (uint32_t n = 0; n < kTiles; ++n) {
     PITH_UNROLL
     for (uint32_t i = 0; i < 4; ++i) {
       const uint32_t key = key0 + n * 8 + 2 * t + i % 2, own = position[i / 2];
@@ -88,7 +90,7 @@ PITH_DEVICE void soften_tile(const AttentionPrefill& a, uint32_t key0, const uin
     }
   }
   PITH_UNROLL
-  for (uint32_t n = 0; n < kKeyTile / 8; ++n) {
+  for (uint32_t n = 0; n < kTiles; ++n) {
     PITH_UNROLL
     for (uint32_t i = 0; i < 4; ++i) {
       s[n][i] = rescale(s[n][i], largest[i / 2]);
@@ -99,11 +101,11 @@ PITH_DEVICE void soften_tile(const AttentionPrefill& a, uint32_t key0, const uin
 
 template <uint32_t kDim, bool kI8>
 PITH_DEVICE void attention_prefill_body(const AttentionPrefill& a, uint8_t* shared) {
-  using Shared = AttentionPrefillShared<kDim>;
-  constexpr uint32_t kStride = Shared::kStride;
+  using Tile = AttentionPrefillTile<kDim>;
+  constexpr uint32_t kStride = Tile::kStride, kQueryTile = Tile::kQueries, kKeyTile = Tile::kKeys;
   uint16_t* const q = reinterpret_cast<uint16_t*>(shared);
-  uint16_t* const k = reinterpret_cast<uint16_t*>(shared + Shared::kKeys);
-  uint16_t* const v = reinterpret_cast<uint16_t*>(shared + Shared::kValues);
+  uint16_t* const k = reinterpret_cast<uint16_t*>(shared + Tile::kKeysAt);
+  uint16_t* const v = reinterpret_cast<uint16_t*>(shared + Tile::kValuesAt);
   const uint32_t lane = thread_index() % kWarp, warp = thread_index() / kWarp, g = lane / 4, t = lane % 4;
   const uint32_t first = block_index() * kQueryTile, head = block_index_y(),
                  kv_head = head / (a.n_heads / a.n_kv_heads);
@@ -155,7 +157,7 @@ PITH_DEVICE void attention_prefill_body(const AttentionPrefill& a, uint8_t* shar
         mma_f16(s[n], fragment, load4(row), load4(row + 8));
       }
     }
-    soften_tile<kDim / 8>(a, key0, own, t, s, state, out);
+    soften_tile(a, key0, own, t, s, state, out);
     PITH_UNROLL
     for (uint32_t step = 0; step < kKeyTile / 16; ++step) {
       const float(&s0)[4] = s[2 * step];
@@ -164,7 +166,7 @@ PITH_DEVICE void attention_prefill_body(const AttentionPrefill& a, uint8_t* shar
                                     pack_f16(s1[2], s1[3])};
       PITH_UNROLL
       for (uint32_t n = 0; n < kDim / 8; ++n) {
-        const uint16_t* const row = v + (n * 8 + g) * kTransposedStride + step * 16 + 2 * t;
+        const uint16_t* const row = v + (n * 8 + g) * Tile::kValueStride + step * 16 + 2 * t;
         mma_f16(out[n], fragment, load4(row), load4(row + 8));
       }
     }

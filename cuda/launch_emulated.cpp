@@ -80,8 +80,9 @@ template <uint32_t kDim>
 void launch_prefill(const AttentionPrefill& args, const Launch& how) {
   launch<AttentionPrefill>(
       args.k_scale ? attention_prefill_body<kDim, true> : attention_prefill_body<kDim, false>,
-      {(args.n_tokens + kQueryTile - 1) / kQueryTile, args.n_heads, kPrefillWarps * kWarp},
-      AttentionPrefillShared<kDim>::kTotal, how, args);
+      {(args.n_tokens + AttentionPrefillTile<kDim>::kQueries - 1) / AttentionPrefillTile<kDim>::kQueries,
+       args.n_heads, AttentionPrefillTile<kDim>::kWarps * kWarp},
+      AttentionPrefillTile<kDim>::kSharedBytes, how, args);
 }
 
 }  // namespace
@@ -99,7 +100,7 @@ void launch_matvec_q24(Pipeline pipeline, const MatvecQ24& args, const Launch& h
 }
 
 void launch_matvec_plain(const MatvecPlain& args, const Launch& how) {
-  const bool vector = plain_rows_are_vectors(args.w, args.x_stride), one = args.n_tokens == 1;
+  const bool vector = plain_rows_are_vectors(args.w, args.x_stride), one = one_token_shared(args);
   for_kind(args.w.kind, [&](auto kind) {
     launch<MatvecPlain>(one      ? vector ? matvec_plain<kind, true, true> : matvec_plain<kind, false, true>
                              : vector ? matvec_plain<kind, true, false>

@@ -24,7 +24,7 @@ void launch_tokens(const MatvecPlain& args, const Launch& how) {
 }
 template <PlainKind kKind>
 void launch_kind(const MatvecPlain& args, const Launch& how) {
-  if (args.n_tokens == 1)
+  if (one_token_shared(args))
     launch_tokens<kKind, true>(args, how);
   else
     launch_tokens<kKind, false>(args, how);

@@ -109,6 +109,11 @@ struct MatvecPlainShared {
       : scratch(one_token ? (n_cols * 4 + 127) / 128 * 128 : 0), total(scratch + 2 * n_warps * 4) {}
 };
 
+// Whether x goes to shared memory: one token's does where there is a norm or room on every target.
+inline bool one_token_shared(const MatvecPlain& args) {
+  return args.n_tokens == 1 && (args.input.norm != nullptr || args.w.n_cols <= 12288);
+}
+
 // kOneToken: n_tokens is 1, and x is normed into shared memory.
 template <PlainKind kKind, bool kVector, bool kOneToken>
 PITH_DEVICE void matvec_plain_body(const PlainWeights& w, const Input& input, const Output& output,

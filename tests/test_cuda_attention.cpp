@@ -15,6 +15,7 @@ struct AttentionCase {
   uint32_t n_splits;
   float softcap;
   bool norm;
+  bool sinks = false;
 };
 
 std::vector<float> rotated(std::vector<float> x, const std::vector<float>* norm,
@@ -87,11 +88,13 @@ struct Cache {
 };
 
 std::vector<double> reference_attention(const AttentionLayer& a, const Cache& cache,
-                                        const std::vector<float>& q, uint32_t head, uint32_t position) {
+                                        const std::vector<float>& q, const float* sink, uint32_t head,
+                                        uint32_t position) {
   const uint32_t kv_head = head / (a.n_heads / a.n_kv_heads);
   const uint32_t begin = a.window != 0 && position + 1 > a.window ? position + 1 - a.window : 0;
   std::vector<double> weights, out(a.head_dim);
   double sum = 0;
+  if (sink != nullptr) sum += std::exp(double{*sink});
   for (uint32_t p = begin; p <= position; ++p) {
     double dot = 0;
     for (uint32_t d = 0; d < a.head_dim; ++d) dot += q[d] * cache.get(cache.k, cache.k_scale, kv_head, p, d);
@@ -117,7 +120,8 @@ struct AttentionSetup {
         cache(c.n_kv_heads, n_ctx, c.head_dim, c.i8),
         row_floats((c.n_heads + 2 * c.n_kv_heads) * c.head_dim),
         qkv(random_vector(size_t{tokens} * row_floats)),
-        norm(random_vector(c.head_dim)) {
+        norm(random_vector(c.head_dim)),
+        sinks(random_vector(c.n_heads)) {
     const uint32_t half = n_rotated / 2;
     for (uint32_t p = 0; p < n_ctx; ++p)
       for (uint32_t i = 0; i < half; ++i) {
@@ -132,8 +136,10 @@ struct AttentionSetup {
     device_k = to_device(cache.k), device_v = to_device(cache.v);
     device_k_scale = to_device(cache.k_scale), device_v_scale = to_device(cache.v_scale);
     device_cos = to_device(cos), device_sin = to_device(sin), device_norm = to_device(norm);
+    device_sinks = to_device(sinks);
     device_position = to_device(std::vector<int32_t>{static_cast<int32_t>(c.position)});
     layer.q_norm = layer.k_norm = c.norm ? device_norm.as<float>() : nullptr;
+    layer.sinks = c.sinks ? device_sinks.as<float>() : nullptr;
     layer.norm_eps = 1e-6f;
     layer.rope = {device_cos.as<float>(), device_sin.as<float>(), n_rotated};
     layer.k = device_k.data();
@@ -179,8 +185,8 @@ struct AttentionSetup {
       }
     for (uint32_t t = 0; t < n_tokens; ++t)
       for (uint32_t head = 0; head < c.n_heads; ++head) {
-        const std::vector<double> ref =
-            reference_attention(layer, cache, ready(t, head, c.norm), head, c.position + t);
+        const std::vector<double> ref = reference_attention(
+            layer, cache, ready(t, head, c.norm), c.sinks ? &sinks[head] : nullptr, head, c.position + t);
         for (uint32_t d = 0; d < c.head_dim; ++d) {
           INFO("token " << t << " head " << head << " d " << d);
           REQUIRE(out[(size_t{t} * c.n_heads + head) * c.head_dim + d] == Approx(ref[d]).margin(margin));
@@ -192,9 +198,9 @@ struct AttentionSetup {
   uint32_t n_tokens, n_ctx, n_rotated;
   Cache cache;
   uint32_t row_floats;
-  std::vector<float> qkv, norm, cos, sin;
+  std::vector<float> qkv, norm, sinks, cos, sin;
   DeviceBuffer device_k, device_v, device_k_scale, device_v_scale, device_cos, device_sin, device_norm,
-      device_position;
+      device_sinks, device_position;
   AttentionLayer layer{};
 };
 
@@ -238,10 +244,10 @@ void check_attention_prefill(const AttentionCase& c, uint32_t n_tokens) {
 
 TEST_CASE("attention_decode equals the reference for groups, head sizes, windows and both caches") {
   for (const bool i8 : {false, true}) {
-    check_attention_decode({1, 1, 8, 0, 0, i8, 1, 0, false});
+    check_attention_decode({1, 1, 8, 0, 0, i8, 1, 0, false, true});
     check_attention_decode({4, 4, 64, 37, 0, i8, 1, 0, true});
     check_attention_decode({4, 2, 128, 70, 0, i8, 3, 0, false});
-    check_attention_decode({6, 2, 48, 100, 33, i8, 4, 0, true});
+    check_attention_decode({6, 2, 48, 100, 33, i8, 4, 0, true, true});
     check_attention_decode({10, 2, 32, 9, 4, i8, 8, 20, false});
     check_attention_decode({2, 1, 256, 20, 0, i8, 2, 5, false});
   }
@@ -251,8 +257,9 @@ TEST_CASE("attention_prefill equals the reference for groups, head sizes, window
   for (const bool i8 : {false, true}) {
     check_attention_prefill({2, 1, 64, 0, 0, i8, 0, 0, true}, 70);
     check_attention_prefill({2, 2, 128, 30, 0, i8, 0, 0, false}, 3);
-    check_attention_prefill({1, 1, 48, 150, 40, i8, 0, 10, false}, 65);
+    check_attention_prefill({1, 1, 48, 150, 40, i8, 0, 10, false, true}, 65);
     check_attention_prefill({4, 2, 8, 5, 0, i8, 0, 0, false}, 17);
+    check_attention_prefill({2, 1, 200, 40, 50, i8, 0, 0, false}, 35);
   }
 }
 
