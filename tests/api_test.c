@@ -96,9 +96,13 @@ static void library_and_model(const pith_model* model, const char* path) {
   OK(pith_plan(path, (const char* const[]){"max_tokens", "5", "seed", "random", "temp", "1", NULL}, &plan));
   CHECK(pith_plan(path, (const char* const[]){"speed", "5", NULL}, &plan) == PITH_E_INVALID);
   CHECK(pith_plan(path, (const char* const[]){"kernels", "mmx", NULL}, &plan) == PITH_E_INVALID);
-  plan.size = sizeof plan - 1;
+  plan.size = offsetof(pith_memory_plan, n_gpu_layers) - 1; /* less than the first version's */
   CHECK(pith_plan(path, NULL, &plan) == PITH_E_INVALID);
-  CHECK(plan.n_ctx > 0 && plan.size == sizeof plan - 1);
+  CHECK(plan.n_ctx > 0 && plan.size == offsetof(pith_memory_plan, n_gpu_layers) - 1);
+  plan.size = offsetof(pith_memory_plan, n_gpu_layers);
+  plan.gpu_bytes = 7;
+  OK(pith_plan(path, NULL, &plan));
+  CHECK(plan.gpu_bytes == 7); /* a member that the caller's version lacks */
   {
     struct {
       pith_memory_plan known;

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 mode=${1:-check} folder=${2:-build-gpu/gpu}
 SECONDS_MAX=${SECONDS_MAX:-520}
 export PATH=$PATH:/usr/local/cuda/bin
-programs="gpu_kernels gpu_backend gpu_bench"
+programs="gpu_kernels gpu_backend gpu_families gpu_bench"
 failed=0
 
 left() { echo $((SECONDS_MAX - SECONDS)); }
@@ -78,23 +78,28 @@ echo "|---|---|"
 note "correctness"
 in_time 60 "kernels against the CPU reference, outputs poisoned" "$folder/gpu_kernels"
 in_time 60 "backend against the CPU backend" "$folder/gpu_backend"
+in_time 40 "every family against the reference's logits" "$folder/gpu_families" "the CUDA backend*"
 if command -v compute-sanitizer >/dev/null; then
   in_time 45 "memcheck, kernels" compute-sanitizer --error-exitcode 9 --tool memcheck "$folder/gpu_kernels"
   in_time 45 "racecheck, kernels" compute-sanitizer --error-exitcode 9 --tool racecheck "$folder/gpu_kernels"
   in_time 30 "synccheck, kernels" compute-sanitizer --error-exitcode 9 --tool synccheck "$folder/gpu_kernels"
   in_time 30 "memcheck, backend" compute-sanitizer --error-exitcode 9 --tool memcheck "$folder/gpu_backend" "cuda kernels of every*"
+  in_time 45 "memcheck, experts and split models" compute-sanitizer --error-exitcode 9 --tool memcheck "$folder/gpu_backend" "cuda logits*,the first layers*"
 else
   echo "| compute-sanitizer | not found |"
 fi
 if "$pith" convert models/demo -o "$WORK/demo.pith" >/dev/null 2>&1; then
-  for device in cpu cuda; do
-    "$pith" run "$WORK/demo.pith" -p "What is pith?" -n 48 --temp 0 --device $device >"$WORK/text.$device" 2>/dev/null
+  text() { "$pith" run "$WORK/demo.pith" -p "What is pith?" -n 48 --temp 0 "${@:2}" >"$WORK/text.$1" 2>/dev/null; }
+  text cpu --device cpu
+  text cuda --device cuda
+  text split --device cuda --gpu-layers 2
+  for device in cuda split; do
+    if [ -s "$WORK/text.cpu" ] && cmp -s "$WORK/text.cpu" "$WORK/text.$device"; then echo "| greedy text of the demo model, 48 tokens, $device | equal |"
+    else
+      same=$(cmp "$WORK/text.cpu" "$WORK/text.$device" 2>/dev/null | sed -E 's/.*byte ([0-9]+).*/\1/')
+      echo "| greedy text of the demo model, 48 tokens, $device | differs from byte ${same:-?} (allowed where two logits are closer than rounding) |"
+    fi
   done
-  if [ -s "$WORK/text.cpu" ] && cmp -s "$WORK/text.cpu" "$WORK/text.cuda"; then echo "| greedy text of the demo model, 48 tokens | equal |"
-  else
-    same=$(cmp "$WORK/text.cpu" "$WORK/text.cuda" 2>/dev/null | sed -E 's/.*byte ([0-9]+).*/\1/')
-    echo "| greedy text of the demo model, 48 tokens | differs from byte ${same:-?} (allowed where two logits are closer than rounding) |"
-  fi
 fi
 echo
 

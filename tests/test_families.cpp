@@ -176,7 +176,7 @@ TEST_CASE("logits equal the reference's for every family and switch, prompt and 
 }
 
 // Up to 17 tokens at once and three alone.
-TEST_CASE("the emulated CUDA backend equals the reference for every family and switch") {
+TEST_CASE("the CUDA backend equals the reference for every family and switch") {
 #ifdef __SANITIZE_ADDRESS__  // slow there: one case for each op that the kernels have
   const std::vector<std::string> names = {"gemma-2", "gpt-oss",    "mixtral",
                                           "olmo-2",  "phi-3-long", "qwen3-moe"};
