@@ -105,9 +105,10 @@ void ThreadPool::work(uint32_t thread) {
 }
 
 void ThreadPool::barrier() {
-  if (n_used_ == 1) return;
+  const uint32_t n = n_used_;  // read before the arrival: after it, the run may end and use() change it
+  if (n == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_used_) {
+  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n) {
     n_arrived_.store(0, std::memory_order_relaxed);
     phase_.fetch_add(1, std::memory_order_release);
     phase_.notify_all();

@@ -320,9 +320,9 @@ struct OneHead {
     spec.n_layers = spec.n_heads = spec.n_kv_heads = 1;
     spec.head_dim = head_dim;
     Arena sizer;
-    KvCache(spec, type, n, sizer);
+    KvCache(spec, type, n, 1, sizer);
     arena = Arena(sizer.size_bytes());
-    cache.emplace(spec, type, n, arena);
+    cache.emplace(spec, type, n, 1, arena);
     for (uint32_t p = 0; p < n; ++p)
       kernels.append(cache->head(0, 0), p, k.data() + size_t{p} * head_dim, v.data() + size_t{p} * head_dim);
     stored.resize(kv_layer_bytes(spec, type, n));
