@@ -139,7 +139,7 @@ void Conversion::store_held_out(Metadata& metadata, const std::vector<float>& qu
   if (held_out.n_tokens == 0) return;
   const double n = static_cast<double>(held_out.n_tokens);
   report_.ppl_ratio = std::exp((held_out.nll_q - held_out.nll_p) / n);
-  report_.kl = held_out.kl / n;
+  report_.kl = std::max(held_out.kl, 0.0) / n;  // rounding
   metadata.set("quality.held_out_tokens", held_out.n_tokens);
   metadata.set("quality.ppl_original", std::exp(held_out.nll_p / n));
   metadata.set("quality.ppl", std::exp(held_out.nll_q / n));
