@@ -70,7 +70,7 @@ LIGHT = -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS='-O1 -g1' -DPITH_CUDA=OFF
 asan:
 	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DPITH_SANITIZE=ON $(LIGHT)"
 tsan:
-	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DPITH_TSAN=ON $(LIGHT)" CTEST_FLAGS="-R session"
+	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DPITH_TSAN=ON $(LIGHT)" CTEST_FLAGS="-R 'session|^kernels'"
 
 BENCH = $(BUILD)/tinyllama-1.1b.pith $(BUILD)/llama-2-7b.pith
 $(BENCH): $(BUILD)/%.pith: | all
