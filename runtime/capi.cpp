@@ -73,12 +73,13 @@ void fill(std::span<const int32_t> ids, int32_t* buffer, size_t capacity, size_t
   *n_needed = ids.size();
 }
 
-uint64_t parse_count(std::string_view key, std::string_view value, uint64_t maximum) {
+uint64_t parse_count(std::string_view key, std::string_view value, uint64_t maximum,
+                     std::string_view other_values) {
   uint64_t count = 0;
   const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), count);
   if (error != std::errc() || end != value.data() + value.size() || count > maximum)
-    throw_error(ErrorCode::kInvalidArgument, "option '{}': '{}' is not an integer from 0 to {}", key, value,
-                maximum);
+    throw_error(ErrorCode::kInvalidArgument, "option '{}': '{}' is not {}an integer from 0 to {}", key, value,
+                other_values, maximum);
   return count;
 }
 
@@ -99,9 +100,10 @@ bool set_session_option(SessionOptions& options, std::string_view key, std::stri
   } else if (key == "kernels") {
     options.kernels = value;  // the device knows which there are
   } else if (key == "gpu_layers") {
-    options.gpu_layers = value == "all"    ? kGpuLayersAll
-                         : value == "auto" ? kGpuLayersAuto
-                                           : static_cast<int32_t>(parse_count(key, value, kMaxLayers));
+    options.gpu_layers = value == "all" ? kGpuLayersAll
+                         : value == "auto"
+                             ? kGpuLayersAuto
+                             : static_cast<int32_t>(parse_count(key, value, kMaxLayers, "all, auto or "));
   } else if (key == "device") {
     options.device = value;  // the session knows which there are
   } else {

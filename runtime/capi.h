@@ -77,7 +77,9 @@ void set_options(SessionSettings& settings, const char* const* options);
 // Sets one key of pith_session_open that is not one of pith_set; false when the key is not one of them. Throws on a bad value.
 bool set_session_option(SessionOptions& options, std::string_view key, std::string_view value);
 // 0..maximum, or throws naming the key.
-uint64_t parse_count(std::string_view key, std::string_view value, uint64_t maximum);
+// other_values: what else the option takes, for the message ("all or ").
+uint64_t parse_count(std::string_view key, std::string_view value, uint64_t maximum,
+                     std::string_view other_values = "");
 
 // Output structs begin with `size`, the caller's. The first version ended at first_size; later ones only add members.
 template <typename T>
