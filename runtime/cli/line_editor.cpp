@@ -70,10 +70,8 @@ struct LineEditor::Impl {
       return 1;
     }
     pollfd inputs[] = {{interrupt_fd, POLLIN, 0}, {STDIN_FILENO, POLLIN, 0}};
-    while (poll(inputs, 2, -1) < 0) {
+    while (poll(inputs, 2, -1) < 0)
       if (errno != EINTR) return -1;
-      el_set(editor, EL_REFRESH);  // back from a stop: draw the line again
-    }
     if (inputs[0].revents != 0) {
       saw_interrupt = true;
       return -1;

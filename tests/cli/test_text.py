@@ -231,7 +231,7 @@ class Terminal(CliTest):
         self.expect(r"context")
         self.expect(r"> ")
         self.type("\x03")
-        self.expect(r"again")
+        self.assertNotIn("> ", self.expect(r"again"))
         self.expect(r"> ")
         self.type("\x03")
         self.assertEqual(self.exit_code(), 0)
