@@ -13,7 +13,7 @@ _pith() {
     --device) COMPREPLY=($(compgen -W "auto cpu cuda" -- "$cur")); return ;;
     --gpu-layers) COMPREPLY=($(compgen -W "all auto" -- "$cur")); return ;;
     --kv) COMPREPLY=($(compgen -W "f16 i8" -- "$cur")); return ;;
-    --effort) COMPREPLY=($(compgen -W "fast normal max" -- "$cur")); return ;;
+    --effort) COMPREPLY=($(compgen -W "fast normal" -- "$cur")); return ;;
     --task) COMPREPLY=($(compgen -W "hellaswag arc-easy arc-challenge winogrande piqa lambada blimp" -- "$cur")); return ;;
     --preset) COMPREPLY=($(compgen -W "best paper" -- "$cur")); return ;;
   esac
