@@ -55,8 +55,6 @@ TEST_CASE("a model calibrates on what it writes itself, the same for any number 
   CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
 }
 
-// The levers that a single matrix knows are held by test_quantizer; here those that the conversion itself obeys, and one that it
-// hands on.
 TEST_CASE("a matrix whose input is always 0 is quantized without statistics") {
   for (const char* zeroed : {"model.layers.0.input_layernorm.weight", "model.embed_tokens.weight"}) {
     TinyCheckpoint checkpoint;
@@ -70,6 +68,8 @@ TEST_CASE("a matrix whose input is always 0 is quantized without statistics") {
   }
 }
 
+// The levers that a single matrix knows are held by test_quantizer; here those that the conversion itself obeys, and one that it
+// hands on.
 TEST_CASE("every effort and every lever of a conversion gives other tensors") {
   TinyCheckpoint checkpoint(64, 96, 1);
   checkpoint.write();

@@ -46,7 +46,7 @@ class Usage(CliTest):
         self.fails(pith("run", model, "-p", "x", "--threads", "0x2"), 2, "threads")
         self.fails(pith("run", model, "-p", "x", "--kernels", "mmx"), 2, "mmx")
         self.fails(pith("run", model, "-p", "x", "--device", "toaster"), 2, "toaster")
-        self.fails(pith("run", model, "-p", "x", "--gpu-layers", "most"), 2, "gpu_layers")
+        self.fails(pith("run", model, "-p", "x", "--gpu-layers", "most"), 2, "gpu_layers", "all, auto or")
         self.fails(pith("run", model, "-p", "x", "--device", "cpu", "--gpu-layers", "1"), 1, "expected a GPU")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--bits", "1"), 2, "--bits 1")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--preset", "x"), 2, "preset")
