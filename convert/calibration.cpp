@@ -13,19 +13,11 @@ namespace {
 
 constexpr size_t kMaxHeldOut = 16;  // windows
 constexpr uint64_t kMaxStreamBytes = uint64_t{4} << 30;
+constexpr uint64_t kMaxBytes = 7'500'000'000;  // of streams and a matrix, so that all stays below 8 GB
+constexpr uint32_t kMinTokens = 4096;
 // For each input of an expert. Mixtral's block (64 columns, 6 experts, 2 of them at work), 4.5 bits, 512 tokens, KL divergence: 0.03
 // 0.0722, 0.25 0.0643, 1 0.0632; 2048 tokens: 0.0533, 0.0516, 0.0519.
 constexpr double kPriorTokens = 0.25;
-
-// E over n rows of (x - minus) y', as floats.
-std::vector<float> mean_products(const float* x, const float* minus, const float* y, uint32_t n, uint32_t n_x,
-                                 uint32_t n_y, double scale, uint32_t n_threads) {
-  std::vector<double> sums(size_t{n_x} * n_y);
-  accumulate_products(x, minus, y, n, n_x, n_y, sums.data(), n_threads);
-  std::vector<float> means(sums.size());
-  for (size_t i = 0; i < sums.size(); ++i) means[i] = static_cast<float>(sums[i] / n * scale);
-  return means;
-}
 
 }  // namespace
 
@@ -71,10 +63,18 @@ CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& te
 }
 
 uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted) {
+  // Its square in float32, its weights, a byte for each code; and three stripes of a correction (correction.cpp).
+  const auto matrix_bytes = [](uint64_t n_rows, uint64_t n_cols) {
+    return 4 * n_cols * n_cols + 5 * n_rows * n_cols + 3 * 4 * 1024 * n_cols;
+  };
+  const uint64_t matrix = std::max(
+      {matrix_bytes(spec.q_rows() + 2 * spec.kv_rows(), spec.dim), matrix_bytes(spec.dim, spec.q_rows()),
+       matrix_bytes(2 * spec.ffn_padded(), spec.dim), matrix_bytes(spec.dim, spec.ffn_dim)});
+  const uint64_t streams = std::min(kMaxStreamBytes, kMaxBytes > matrix ? kMaxBytes - matrix : 0);
   const uint64_t widest = std::max({spec.dim, spec.ffn_dim, spec.q_rows()});
   const uint64_t kept = spec.dim + widest + (spec.n_experts > 0 ? 2 * spec.dim : 0);
-  const uint64_t affordable = kMaxStreamBytes / (sizeof(float) * 2 * kept);
-  return static_cast<uint32_t>(std::min<uint64_t>(wanted, std::max<uint64_t>(affordable, 4096)));
+  const uint64_t affordable = streams / (sizeof(float) * 2 * kept);
+  return static_cast<uint32_t>(std::min<uint64_t>(wanted, std::max<uint64_t>(affordable, kMinTokens)));
 }
 
 std::vector<int32_t> distinct_ids(const CalibrationTokens& tokens) {
@@ -102,34 +102,47 @@ void Calibration::begin_layer(uint32_t layer, LayerVectors vectors) {
   layer_h_ = {};
 }
 
-InputStatistics Calibration::statistics_of(const std::vector<float>& original,
-                                           const std::vector<float>& quantized, uint32_t n,
-                                           bool is_added) const {
-  InputStatistics result{n, {}, {}, {}};
-  const float *x = original.data(), *y = quantized.data();
-  result.h = mean_products(y, nullptr, y, n_counted_, n, n, 1, n_threads_);
-  result.gap = mean_products(x, y, y, n_counted_, n, n, 1, n_threads_);
-  // A norm between the output and the residual stream leaves no linear map to correct by.
-  if (is_added)
-    result.residual_gap = mean_products(original_.residual.data(), quantized_.residual.data(), y, n_counted_,
-                                        spec_.dim, n, 1 / double{spec_.residual_scale}, n_threads_);
-  return result;
+Hessian Calibration::hessian(Step step) {
+  if (step.is_expert(spec_)) return expert_hessian(step);
+  const uint32_t n = forward_.n_inputs(step.part);
+  Hessian hessian{n, std::vector<float>(size_t{n} * n)};
+  const float* const x = quantized_.input.data();
+  mean_products(x, nullptr, x, n_counted_, n, n, 1, hessian.values.data(), n_threads_);
+  return hessian;
 }
 
-InputStatistics Calibration::input_statistics(Step step) {
-  if (step.is_expert(spec_)) return expert_statistics(step);
-  return statistics_of(original_.input, quantized_.input, forward_.n_inputs(step.part),
-                       forward_.is_added(step));
+Drift Calibration::drift(Step step) const {
+  Drift drift;
+  drift.n_cols = forward_.n_inputs(step.part);
+  if (step.is_expert(spec_)) {
+    drift.n_tokens = static_cast<uint32_t>(expert_quantized_.size() / drift.n_cols);
+    drift.original = expert_original_.data();
+    drift.quantized = expert_quantized_.data();
+    drift.weight = expert_weight_;
+    return drift;
+  }
+  drift.n_tokens = n_counted_;
+  drift.original = original_.input.data();
+  drift.quantized = quantized_.input.data();
+  // A norm between the output and the residual stream leaves no linear map to correct by.
+  if (forward_.is_added(step)) {
+    drift.residual_original = original_.residual.data();
+    drift.residual_quantized = quantized_.residual.data();
+    drift.gap_scale = 1 / double{spec_.residual_scale};
+  }
+  return drift;
 }
 
 // The prior weighs as much as kPriorTokens times the number of inputs: of what all tokens of the layer give for gate and up,
 // of independent inputs for down, whose inputs no other expert shares.
-InputStatistics Calibration::expert_statistics(Step step) {
+Hessian Calibration::expert_hessian(Step step) {
   const uint32_t n = forward_.n_inputs(step.part);
   const bool is_down = step.part == Part::kDown;
   const std::vector<Stream::Routed>&routed = quantized_.routed[step.expert],
         &routed_original = original_.routed[step.expert];
-  std::vector<float> x, y;  // rows of the original's and the quantized stream's input, times the share
+  std::vector<float>&x = expert_original_, &y = expert_quantized_;
+  x.clear();
+  y.clear();
   double square = 0;
   size_t n_rows = 0, other = 0;
   for (; n_rows < routed.size() && routed[n_rows].token < n_counted_; ++n_rows) {
@@ -146,45 +159,37 @@ InputStatistics Calibration::expert_statistics(Step step) {
     }
     square += double{share} * share;
   }
-  InputStatistics result{n, std::vector<float>(size_t{n} * n), std::vector<float>(size_t{n} * n), {}};
-  if (n_rows > 0) {
-    const double scale = static_cast<double>(n_rows) / square;  // as if shares were 1
-    const uint32_t n_y = static_cast<uint32_t>(n_rows);
-    result.h = mean_products(y.data(), nullptr, y.data(), n_y, n, n, scale, n_threads_);
-    result.gap = mean_products(x.data(), y.data(), y.data(), n_y, n, n, scale, n_threads_);
+  Hessian result{n, std::vector<float>(size_t{n} * n)};
+  const double scale = n_rows > 0 ? static_cast<double>(n_rows) / square : 0;  // as if shares were 1
+  if (n_rows > 0)
+    mean_products(y.data(), nullptr, y.data(), static_cast<uint32_t>(n_rows), n, n, scale,
+                  result.values.data(), n_threads_);
+  if (!is_down && layer_h_.empty()) {
+    layer_h_.resize(size_t{n} * n);
+    const float* const normed = quantized_.normed.data();
+    mean_products(normed, nullptr, normed, n_counted_, n, n, 1, layer_h_.data(), n_threads_);
   }
-  if (!is_down && layer_h_.empty())
-    layer_h_ = mean_products(quantized_.normed.data(), nullptr, quantized_.normed.data(), n_counted_, n, n, 1,
-                             n_threads_);
-  double mean = 0;
-  for (size_t c = 0; c < n; ++c) mean += double{result.h[c * n + c]} / n;
+  const double mean = result.mean_diagonal();
   const float own =
       static_cast<float>(static_cast<double>(n_rows) / (static_cast<double>(n_rows) + kPriorTokens * n));
-  for (size_t i = 0; i < result.h.size(); ++i) {
+  for (size_t i = 0; i < result.values.size(); ++i) {
     const float prior = !is_down           ? layer_h_[i]
                         : i % (n + 1) == 0 ? static_cast<float>(mean > 0 ? mean : 1)
                                            : 0;
-    result.h[i] = own * result.h[i] + (1 - own) * prior;
-    result.gap[i] *= own;
+    result.values[i] = own * result.values[i] + (1 - own) * prior;
   }
+  expert_weight_ = scale * double{own};
   return result;
 }
 
-InputStatistics Calibration::head_statistics(const std::vector<float>& norm) const {
-  std::vector<float> inputs[2];
-  for (const bool is_original : {true, false}) {
-    inputs[is_original ? 0 : 1].resize(original_.residual.size());
-    forward_.normalize((is_original ? original_ : quantized_).residual.data(), n_tokens_, norm,
-                       inputs[is_original ? 0 : 1].data());
-  }
-  return statistics_of(inputs[0], inputs[1], spec_.dim, false);
+void Calibration::apply_original(Step step, const std::vector<float>& weights) {
+  const auto start = std::chrono::steady_clock::now();
+  forward_.apply(step, original_, weights);
+  original_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void Calibration::apply(Step step, const std::vector<float>& original, const std::vector<float>& quantized) {
-  const auto start = std::chrono::steady_clock::now();
-  forward_.apply(step, original_, original);
-  original_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  forward_.apply(step, quantized_, quantized);
+void Calibration::apply_quantized(Step step, const std::vector<float>& weights) {
+  forward_.apply(step, quantized_, weights);
 }
 
 Divergence Calibration::held_out(const std::vector<float>& norm, const std::vector<float>& head_original,

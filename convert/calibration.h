@@ -2,9 +2,10 @@
 //
 // Two streams of activations go side by side: `original`, through the weights of the checkpoint, and `quantized`, through
 // the layers as they will be in the file. Each matrix is quantized for the inputs that it will really get (statistics of
-// the quantized stream), towards the outputs that the original gave. One layer's weights and statistics are in memory at
-// a time; the streams take 4 bytes * (2 dim + 2 max(dim, ffn_dim)) a token (with experts 4 dim more), which is why wide models
-// get fewer tokens.
+// the quantized stream), towards the outputs that the original gave. One matrix and its statistics are in memory at a time:
+// 4 bytes * n_cols^2 and about 5 bytes a weight; and the streams, 4 bytes * (2 dim + 2 max(dim, ffn_dim)) a token (with
+// experts 4 dim more), which is why wide models get fewer tokens. Llama-2-7B: 35,554 tokens and 4.3 GB of streams; Llama-2-70B,
+// whose 28,672 columns take 3.3 GB: 10,240 and 3 GB.
 //
 // An expert is quantized for the tokens that the quantized model routes to it, each by its share squared. Where they are few,
 // what all of the layer's tokens say is mixed in.
@@ -14,7 +15,9 @@
 #include <string>
 #include <vector>
 
+#include "convert/correction.h"
 #include "convert/forward.h"
+#include "convert/metric.h"
 #include "models/spec.h"
 #include "runtime/tokenizer.h"
 
@@ -36,17 +39,9 @@ std::vector<std::vector<int32_t>> encode_texts(const std::vector<std::string>& t
 // kMinCalibrationTokens tokens, or no text of a window's length.
 CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& texts, int32_t first_id,
                                      uint32_t window, uint32_t max_tokens);
-// As many tokens as `spec` can have at most: `wanted`, less where the streams would take more than 4 GiB.
+// As many tokens as `spec` can have at most: `wanted`, less where the streams would take more than 4 GiB, or more than is left
+// of 7.5 GB beside the largest matrix.
 uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted);
-
-// Second moments of a matrix's input over tokens, row-major.
-struct InputStatistics {
-  uint32_t n = 0;
-  std::vector<float> h;    // [n, n] E[x^ x^'] of the quantized stream
-  std::vector<float> gap;  // [n, n] E[(x - x^) x^'], x of the original
-  // [dim, n] E[g x^'], g = what the quantized residual stream lacks, where the output is added to it; else empty
-  std::vector<float> residual_gap;
-};
 
 class Calibration {
  public:
@@ -56,12 +51,12 @@ class Calibration {
   template <typename RowReader>  // void(uint32_t id, float* original, float* quantized)
   void embed(RowReader&& read_row);
 
-  // A layer: begin_layer, then for each of its matrices in order input_statistics and apply.
+  // A layer: begin_layer, then for each of its matrices in order hessian, drift where it is wanted, and both apply.
   void begin_layer(uint32_t layer, LayerVectors vectors);
-  InputStatistics input_statistics(Step step);
-  void apply(Step step, const std::vector<float>& original, const std::vector<float>& quantized);
-  // After the last layer: of the head's input. norm: the final one.
-  InputStatistics head_statistics(const std::vector<float>& norm) const;
+  Hessian hessian(Step step);    // of the quantized stream
+  Drift drift(Step step) const;  // after hessian; until the next call that is not const
+  void apply_original(Step step, const std::vector<float>& weights);
+  void apply_quantized(Step step, const std::vector<float>& weights);
 
   uint32_t n_tokens() const { return n_tokens_; }
   // Seconds that one stream took through the layers so far: what a forward pass in float32 costs.
@@ -73,15 +68,16 @@ class Calibration {
                       const std::vector<float>& head_quantized) const;
 
  private:
-  InputStatistics expert_statistics(Step step);
-  InputStatistics statistics_of(const std::vector<float>& original, const std::vector<float>& quantized,
-                                uint32_t n, bool is_added) const;
+  Hessian expert_hessian(Step step);
 
   const ModelSpec& spec_;
   CalibrationTokens tokens_;
   uint32_t n_tokens_, n_counted_, n_threads_;  // counted: of the statistics
   Forward forward_;
   Stream original_, quantized_;
+  // Of the expert at hand, rows of either stream's input times the token's share, and how far they are to be trusted.
+  std::vector<float> expert_original_, expert_quantized_;
+  double expert_weight_ = 0;
   std::vector<float> layer_h_;  // [dim, dim] E[x^ x^'] of what the experts see; empty until one asks
   double original_seconds_ = 0;
 };

@@ -30,13 +30,6 @@ constexpr float kMaxWeight = 1e9f;
 // The head's metric: what it sees, and this share of the plain one, for a tied embedding and for what the sample missed.
 constexpr double kHeadIdentity = 1;
 
-// 0 for a matrix whose input was 0 at every token: then all of its columns count alike.
-double mean_diagonal(const Hessian& hessian) {
-  double sum = 0;
-  for (size_t c = 0; c < hessian.n_cols; ++c) sum += double{hessian.values[c * hessian.n_cols + c]};
-  return sum / hessian.n_cols;
-}
-
 struct EffortFigures {
   uint32_t calibration_tokens, descent_rounds;
   bool is_measured;  // sensitivity
@@ -167,7 +160,7 @@ void Conversion::measure() {
   SensitivityRun sensitivity(source_.spec, tokens_, std::move(wanted), n_threads_);
   std::vector<float> norm, head;
   const std::vector<Step> steps = layer_steps(source_.spec);
-  std::vector<std::vector<float>> weights;  // of a layer so far
+  std::vector<const TensorPlan*> matrices;  // of a layer so far
   uint64_t n_done = 0;
   const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
   for (const TensorPlan& plan : source_.plan) {
@@ -181,10 +174,10 @@ void Conversion::measure() {
       sensitivity.embed([&](uint32_t id, float* row) { assembly.read_rows(id, 1, row); });
     }
     if (!find_step(plan.name, layer, step)) continue;
-    weights.push_back(read(plan));
-    if (weights.size() < steps.size()) continue;
-    sensitivity.run_layer(layer, layer_vectors(layer), weights);
-    weights = {};
+    matrices.push_back(&plan);
+    if (matrices.size() < steps.size()) continue;
+    sensitivity.run_layer(layer, layer_vectors(layer), [&](size_t i) { return this->read(*matrices[i]); });
+    matrices.clear();
   }
   for (const TensorPlan& plan : source_.plan)
     if (plan.name == head_name) head = read(plan);
@@ -269,36 +262,32 @@ QuantizeOptions Conversion::quantize_options(const TensorPlan& plan) const {
   return options;
 }
 
-QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, const std::vector<float>& weights) {
+// The metric of a matrix of a layer comes from calibration, of the head from measure(). Both may know nothing: no input, or
+// one that was 0 at every token. weights: may be changed.
+QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, std::vector<float>& weights) {
   const QuantizeOptions options = quantize_options(plan);
   uint32_t layer = 0;
   Step step;
-  if (calibration_ && find_step(plan.name, layer, step)) {
-    InputStatistics statistics;
-    {
-      const Timed timed(report_, "statistics");
-      statistics = calibration_->input_statistics(step);
-    }
-    const Timed timed(report_, "quantize");
-    const Hessian hessian{plan.n_cols, std::move(statistics.h)};
-    if (mean_diagonal(hessian) == 0)
-      return quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
-    if (!options_.levers.correct)
-      return quantize(weights, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
-    std::vector<float> target = weights;
-    retarget(target, plan.n_rows, plan.n_cols, hessian, statistics.gap, statistics.residual_gap,
-             options.damping, n_threads_);
-    statistics = {};
-    return quantize(target, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
+  const bool is_step = calibration_ && find_step(plan.name, layer, step);
+  Hessian hessian;
+  if (is_step) {
+    const Timed timed(report_, "statistics");
+    hessian = calibration_->hessian(step);
+  } else if (head_hessian_ && plan.name == (source_.spec.tied_embeddings ? "embed" : "head")) {
+    hessian = *head_hessian_;
+    const float plain = static_cast<float>(kHeadIdentity * hessian.mean_diagonal());
+    for (size_t c = 0; c < plan.n_cols; ++c) hessian.values[c * plan.n_cols + c] += plain;
+  }
+  const bool is_known = hessian.n_cols > 0 && hessian.mean_diagonal() != 0;
+  Metric metric = is_known ? Metric(std::move(hessian), options.damping, options.shrinkage, n_threads_)
+                           : Metric(plan.n_cols);
+  hessian = {};
+  if (is_step && is_known && options_.levers.correct) {
+    const Timed timed(report_, "correct");
+    retarget(weights, plan.n_rows, calibration_->drift(step), metric, n_threads_);
   }
   const Timed timed(report_, "quantize");
-  const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
-  const double mean = head_hessian_ && plan.name == head_name ? mean_diagonal(*head_hessian_) : 0;
-  if (mean == 0) return quantize(weights, plan.n_rows, plan.n_cols, nullptr, options, n_threads_);
-  Hessian hessian = *head_hessian_;
-  for (size_t c = 0; c < plan.n_cols; ++c)
-    hessian.values[c * plan.n_cols + c] += static_cast<float>(kHeadIdentity * mean);
-  return quantize(weights, plan.n_rows, plan.n_cols, &hessian, options, n_threads_);
+  return quantize(weights, plan.n_rows, std::move(metric), options, n_threads_);
 }
 
 std::vector<float> Conversion::read_back(const TensorPlan& plan) const {
@@ -330,23 +319,34 @@ void Conversion::add_quantized(const TensorPlan& plan) {
     const Timed timed(report_, "forward");
     calibration_->begin_layer(layer, layer_vectors(layer));
   }
-  std::vector<float> quantized;
-  if (is_there) {
-    quantized = read_back(plan);
-  } else {
-    const QuantizeResult result = quantize_matrix(plan, weights);
+  // One copy of a large matrix at a time: the original is read again where quantizing has changed it.
+  q24::Unpacked quantized;
+  if (!is_there) {
+    QuantizeResult result = quantize_matrix(plan, weights);
     const Timed timed(report_, "write");
     writer_.note(plan.name, note_for(plan, assembly.source_hash(), result.report.relative_error));
     writer_.add(plan.name, result.tensor);
-    if (is_step || is_embedding) quantized = dequantize(result.tensor, n_threads_);
+    quantized = std::move(result.tensor);
   }
-  const Timed timed(report_, "forward");
-  if (is_step) calibration_->apply(step, weights, quantized);
-  if (is_embedding)
+  if (is_step) {
+    if (!is_there) {
+      const Timed timed(report_, "read");
+      weights = {};
+      weights = read(plan);
+    }
+    const Timed timed(report_, "forward");
+    calibration_->apply_original(step, weights);
+    weights = {};
+    calibration_->apply_quantized(step, is_there ? read_back(plan) : dequantize(quantized, n_threads_));
+  }
+  if (is_embedding) {
+    const Timed timed(report_, "forward");
+    const std::vector<float> in_file = is_there ? read_back(plan) : dequantize(quantized, n_threads_);
     calibration_->embed([&](uint32_t id, float* original, float* file) {
       std::copy_n(weights.data() + size_t{id} * plan.n_cols, plan.n_cols, original);
-      std::copy_n(quantized.data() + size_t{id} * plan.n_cols, plan.n_cols, file);
+      std::copy_n(in_file.data() + size_t{id} * plan.n_cols, plan.n_cols, file);
     });
+  }
 }
 
 // The streams start from an embedding that stays at 16 bits.

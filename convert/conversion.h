@@ -58,7 +58,7 @@ class Conversion {
   void add_quantized(const TensorPlan& plan);
   q24::Shape shape_of(const TensorPlan& plan) const;
   QuantizeOptions quantize_options(const TensorPlan& plan) const;
-  QuantizeResult quantize_matrix(const TensorPlan& plan, const std::vector<float>& weights);
+  QuantizeResult quantize_matrix(const TensorPlan& plan, std::vector<float>& weights);
   std::vector<float> read_back(const TensorPlan& plan) const;  // a tensor that is in the file, as floats
   void embed_plain(const TensorPlan& plan);
 

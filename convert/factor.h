@@ -1,20 +1,35 @@
 // The triangular factor that the quantizer compensates with, and loops over all cores.
+//
+// A symmetric matrix and its factor share one square of floats, [n, stride] row-major: on and below the diagonal lies h,
+// above it V, upper triangular with h = V V', whose own diagonal is apart. So n columns take 4 n^2 bytes and no more. Sums run
+// in double and only V's elements are rounded to float: each moves h_ij by 2^-24 sqrt(h_ii h_jj), far below any damping.
+// Deterministic, whatever n_threads.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <vector>
 
 namespace pith {
 
-// Overwrites symmetric h [n, n] by the upper triangular V with h = V V' (zeros below the diagonal).
-// False, h in ruins, when h is not positive definite. Deterministic, whatever n_threads.
-bool factor_upper(std::vector<double>& h, uint32_t n, uint32_t n_threads);
+struct UpperFactor {
+  const float* square = nullptr;  // [n, stride]
+  size_t stride = 0;
+  std::vector<double> diagonal;  // [n] of V; empty: h is not positive definite
 
-// diag(h^-1) from h's factor V: [n].
-std::vector<double> inverse_diagonal(const std::vector<double>& v, uint32_t n, uint32_t n_threads);
+  uint32_t n() const { return static_cast<uint32_t>(diagonal.size()); }
+};
 
-// x [n_rows, n] <- x h^-1, from h's factor V.
-void solve_rows(const std::vector<double>& v, uint32_t n, double* x, uint32_t n_rows, uint32_t n_threads);
+// square: h, both halves. What lies above the diagonal becomes V's, or a ruin when h is not positive definite.
+UpperFactor factor_upper(float* square, uint32_t n, size_t stride, uint32_t n_threads);
+// The half below the diagonal copied to the one above it.
+void mirror(float* square, uint32_t n, size_t stride, uint32_t n_threads);
+
+// diag(h^-1): [n].
+std::vector<double> inverse_diagonal(const UpperFactor& v, uint32_t n_threads);
+
+// x [n_rows, n] <- x h^-1.
+void solve_rows(const UpperFactor& v, float* x, uint32_t n_rows, uint32_t n_threads);
 
 // Calls body(i) for i in [0, n) from n_threads threads, in no order. The first exception is rethrown.
 void parallel_for(uint32_t n, uint32_t n_threads, const std::function<void(uint32_t)>& body);

@@ -15,7 +15,6 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kTokensPerTask = 64;
-constexpr uint32_t kTokensPerChunk = 4096;  // whose outputs of a matrix are in memory at a time
 
 // Calls body(token) for every token, on all threads.
 template <typename Body>
@@ -147,7 +146,8 @@ void Forward::apply(Step step, Stream& stream, const std::vector<float>& weights
   const Part part = step.part;
   const uint32_t n = n_inputs(part), n_rows = n_outputs(part),
                  n_tokens = static_cast<uint32_t>(stream.input.size() / n),
-                 chunk = std::max(1u, kTokensPerChunk / window_) * window_;
+                 // Tokens whose outputs of a matrix are in memory at a time.
+      chunk = std::max(1u, rows_at_once(n_threads_) / window_) * window_;
   const std::vector<float>& bias = bias_of(step);
   const uint32_t n_next = part == Part::kQkv      ? n_inputs(Part::kAttnOut)
                           : part == Part::kGateUp ? spec_.ffn_dim

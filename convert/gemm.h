@@ -5,12 +5,16 @@
 
 namespace pith {
 
+// Rows of x that keep every thread of multiply_transposed busy: a caller who needs little memory takes so many at a time.
+uint32_t rows_at_once(uint32_t n_threads);
+
 // y [n, m] = x [n, k] times w' (w: [m, k]). All row-major, dense.
 void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w, uint32_t m, float* y,
                          uint32_t n_threads);
 
-// h [k, m] += (x - minus)' y over n rows (x, minus: [n, k], y: [n, m]); minus: null for none.
-void accumulate_products(const float* x, const float* minus, const float* y, uint32_t n, uint32_t k,
-                         uint32_t m, double* h, uint32_t n_threads);
+// h [k, m] = the mean over n rows of (x - minus)' y, times scale (x, minus: [n, k], y: [n, m]); minus: null for none.
+// Sums in double, a stripe of h at a time: besides h it takes 512 m bytes a thread.
+void mean_products(const float* x, const float* minus, const float* y, uint32_t n, uint32_t k, uint32_t m,
+                   double scale, float* h, uint32_t n_threads);
 
 }  // namespace pith

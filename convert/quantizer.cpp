@@ -7,7 +7,6 @@
 #include <memory>
 
 #include "convert/factor.h"
-#include "convert/gemm.h"
 #include "convert/quantizer_columns.h"
 #include "convert/quantizer_rows.h"
 #include "format/error.h"
@@ -16,23 +15,6 @@
 namespace pith {
 
 namespace {
-
-// The Hessian in input order, damped and shrunk: double, [n_cols, n_cols].
-std::vector<double> damped(const Hessian& hessian, const QuantizeOptions& options) {
-  const uint32_t n = hessian.n_cols;
-  double mean = 0;
-  for (uint32_t c = 0; c < n; ++c) mean += double{hessian.values[size_t{c} * n + c]} / n;
-  if (!(mean > 0) || !std::isfinite(mean))
-    throw_error(ErrorCode::kInvalidArgument, "Hessian with mean diagonal {}, expected a number above 0",
-                mean);
-  std::vector<double> h(size_t{n} * n);
-  for (size_t i = 0; i < h.size(); ++i) h[i] = hessian.values[i] / mean * (1 - options.shrinkage);
-  for (uint32_t c = 0; c < n; ++c) {
-    double& diagonal = h[size_t{c} * n + c];
-    diagonal = hessian.values[size_t{c} * n + c] / mean + options.damping;
-  }
-  return h;
-}
 
 // One scale per 16 storage columns: the geometric mean over rows of the columns' range, so that the nibbles of a row
 // have little left to say.
@@ -58,143 +40,101 @@ std::vector<uint16_t> column_scales(std::span<const float> weights, uint32_t n_r
   return scales;
 }
 
-// V_g with H_gg = V_g V_g' for every group. In pads zero.
-std::vector<float> group_factors(const RowsProblem& problem) {
+// V_g with H_gg = V_g V_g' for every group, [n / group, group, group]. In pads zero.
+std::vector<float> group_factors(const RowsProblem& problem, uint32_t n_threads) {
   const uint32_t n = problem.group, n_groups = problem.n / n;
   std::vector<float> factors(size_t{n_groups} * n * n);
-  for (uint32_t g = 0; g < n_groups; ++g) {
+  parallel_for(n_groups, n_threads, [&](uint32_t g) {
     const uint32_t c = g * n, n_here = std::min(n, problem.n_real > c ? problem.n_real - c : 0);
-    std::vector<double> h(size_t{n_here} * n_here);
+    float* const v = factors.data() + size_t{g} * n * n;
     for (uint32_t i = 0; i < n_here; ++i)
-      for (uint32_t j = 0; j < n_here; ++j) h[i * n_here + j] = problem.h[size_t{c + i} * problem.n + c + j];
-    if (!factor_upper(h, n_here, 1))
+      for (uint32_t j = 0; j <= i; ++j)
+        v[i * n + j] = v[j * n + i] = problem.square[size_t{c + i} * problem.n + c + j];
+    const UpperFactor factor = factor_upper(v, n_here, n, 1);
+    if (factor.n() != n_here)
       throw_error(ErrorCode::kInternal, "a block of a positive definite matrix is not");
-    for (uint32_t i = 0; i < n_here; ++i)
-      for (uint32_t j = i; j < n_here; ++j)
-        factors[(size_t{g} * n + i) * n + j] = static_cast<float>(h[i * n_here + j]);
-  }
+    for (uint32_t i = 0; i < n_here; ++i) {
+      std::fill_n(v + i * n, i, 0.0f);
+      v[i * n + i] = static_cast<float>(factor.diagonal[i]);
+    }
+  });
   return factors;
 }
 
-// Fills everything of the problem that hangs on the metric. h: damped, input order; empty without a Hessian.
-void set_metric(RowsProblem& problem, const std::vector<double>& h, const std::vector<uint32_t>& columns,
-                const std::vector<float>& scale, uint32_t n_threads) {
-  const uint32_t n = problem.n_real;
-  problem.v_diag.assign(problem.n, 0);
-  problem.v_inverse.assign(problem.n, 0);
-  if (!h.empty()) {
-    std::vector<double> v(size_t{n} * n);
-    problem.h.assign(size_t{problem.n} * problem.n, 0);
-    for (uint32_t i = 0; i < n; ++i)
-      for (uint32_t j = 0; j < n; ++j) {
-        const double value = h[size_t{columns[i]} * n + columns[j]] * scale[i] * scale[j];
-        v[size_t{i} * n + j] = value;
-        problem.h[size_t{i} * problem.n + j] = static_cast<float>(value);
-      }
-    if (!factor_upper(v, n, n_threads))
-      throw_error(ErrorCode::kInvalidArgument, "Hessian is not positive definite, even after damping");
-    for (uint32_t i = 0; i < n; ++i) problem.v_diag[i] = static_cast<float>(v[size_t{i} * n + i]);
-    if (problem.compensate) {
-      problem.v.assign(size_t{problem.n} * problem.n, 0);
-      for (uint32_t i = 0; i < n; ++i)
-        std::copy_n(v.begin() + size_t{i} * n, n, problem.v.begin() + size_t{i} * problem.n);
-      problem.group_v = group_factors(problem);
-    } else {
-      for (uint32_t i = 0; i < n; ++i) problem.v_diag[i] = std::sqrt(problem.h[size_t{i} * problem.n + i]);
-    }
-  } else {
-    for (uint32_t i = 0; i < n; ++i) problem.v_diag[i] = scale[i];
-  }
-  for (uint32_t i = 0; i < n; ++i) problem.v_inverse[i] = 1 / problem.v_diag[i];
+RowsProblem rows_problem(const Arrangement& arrangement, const std::vector<float>& scale,
+                         const QuantizeOptions& options, uint32_t n_threads) {
+  const Metric& metric = arrangement.metric;
+  RowsProblem problem{};
+  problem.n = static_cast<uint32_t>(scale.size());
+  problem.n_real = metric.n_cols();
+  problem.group = options.group;
+  problem.n_fine = options.n_fine;
+  problem.n_slots = options.outliers == OutlierPlace::kNone ? 0 : options.n_slots;
+  problem.search_scales = options.search_scales;
+  problem.integer_zero = options.integer_zero;
+  problem.compensate = options.compensate && metric.is_dense();
+  problem.outliers_in_fine = options.outliers == OutlierPlace::kEverywhere;
+  problem.outliers_by_size = options.outlier_choice == OutlierChoice::kSize;
+  problem.descent_rounds = problem.compensate ? options.descent_rounds : 0;
+  problem.square = metric.square();
+  problem.v_diag = metric.v_diagonal();
+  problem.v_diag.resize(problem.n);
+  problem.v_inverse.resize(problem.n);
+  for (uint32_t i = 0; i < problem.n_real; ++i) problem.v_inverse[i] = 1 / problem.v_diag[i];
+  if (problem.square) problem.group_v = group_factors(problem, n_threads);
+  return problem;
+}
+
+std::vector<float> unpacked_scales(const std::vector<uint16_t>& col_scale) {
+  std::vector<float> scale(col_scale.size() * q24::kLineCols);
+  for (size_t c = 0; c < scale.size(); ++c) scale[c] = f16_to_float(col_scale[c / q24::kLineCols]);
+  return scale;
 }
 
 }  // namespace
 
-void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, const Hessian& hessian,
-              const std::vector<float>& gap, const std::vector<float>& residual_gap, double damping,
-              uint32_t n_threads) {
-  const size_t n = n_cols;
-  double mean = 0;
-  for (size_t c = 0; c < n; ++c) mean += double{hessian.values[c * n + c]} / n_cols;
-  std::vector<double> v(hessian.values.begin(), hessian.values.end());
-  for (size_t c = 0; c < n; ++c) v[c * n + c] += damping * mean;
-  if (!factor_upper(v, n_cols, n_threads))
-    throw_error(ErrorCode::kInvalidArgument, "Hessian is not positive definite, even after damping");
-  // Rows of (W E[(x - x^) x^'] + E[g x^']) H^-1, a stripe at a time.
-  constexpr uint32_t kStripe = 256;
-  std::vector<float> gap_transposed(n * n);
-  for (size_t i = 0; i < n; ++i)
-    for (size_t j = 0; j < n; ++j) gap_transposed[j * n + i] = gap[i * n + j];
-  std::vector<float> product(kStripe * n);
-  std::vector<double> change(kStripe * n);
-  for (uint32_t row = 0; row < n_rows; row += kStripe) {
-    const uint32_t n_here = std::min(kStripe, n_rows - row);
-    float* const w = weights.data() + row * n;
-    multiply_transposed(w, n_here, n_cols, gap_transposed.data(), n_cols, product.data(), n_threads);
-    for (size_t i = 0; i < n_here * n; ++i)
-      change[i] = double{product[i]} + (residual_gap.empty() ? 0 : double{residual_gap[row * n + i]});
-    solve_rows(v, n_cols, change.data(), n_here, n_threads);
-    for (size_t i = 0; i < n_here * n; ++i) w[i] += static_cast<float>(change[i]);
-  }
+Arrangement arrange(std::span<const float> weights, uint32_t n_rows, std::vector<uint32_t> columns,
+                    Metric metric, const QuantizeOptions& options) {
+  const uint32_t n_cols = metric.n_cols(),
+                 padded_cols = (n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+  Arrangement arrangement{std::move(columns), {}, std::move(metric)};
+  arrangement.col_scale = column_scales(weights, n_rows, n_cols, arrangement.columns, padded_cols);
+  arrangement.metric.arrange(arrangement.columns, unpacked_scales(arrangement.col_scale), padded_cols,
+                             options.compensate);
+  return arrangement;
 }
 
-QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols,
-                        const Hessian* hessian, const QuantizeOptions& options, uint32_t n_threads) {
-  QuantizeOptions o = options;
-  if (o.outliers == OutlierPlace::kNone) o.n_slots = 0;
-  const q24::Shape shape{n_rows, n_cols, o.group, o.n_fine, o.n_slots};
-  const q24::Layout layout = q24::make_layout(shape);
-  if (hessian && hessian->n_cols != n_cols)
-    throw_error(ErrorCode::kInternal, "Hessian of {} columns for a matrix of {}", hessian->n_cols, n_cols);
+QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, Metric metric,
+                        const QuantizeOptions& options, uint32_t n_threads) {
+  std::vector<uint32_t> columns = order_columns(weights, n_rows, metric, options);
+  return quantize(weights, n_rows, arrange(weights, n_rows, std::move(columns), std::move(metric), options),
+                  options, n_threads);
+}
 
-  std::vector<double> h;
-  std::vector<double> h_diagonal(n_cols, 1), h_inverse_diagonal(n_cols, 1);
-  if (hessian) {
-    h = damped(*hessian, o);
-    for (uint32_t c = 0; c < n_cols; ++c) h_diagonal[c] = h[size_t{c} * n_cols + c];
-    if (o.sensitivity == Sensitivity::kCompensated) {
-      std::vector<double> v = h;
-      if (!factor_upper(v, n_cols, n_threads))
-        throw_error(ErrorCode::kInvalidArgument, "Hessian is not positive definite, even after damping");
-      h_inverse_diagonal = inverse_diagonal(v, n_cols, n_threads);
-    }
-  }
-  const std::vector<uint32_t> columns =
-      order_columns(weights, n_rows, n_cols, h_diagonal, h_inverse_diagonal, o);
+QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, const Arrangement& arrangement,
+                        const QuantizeOptions& options, uint32_t n_threads) {
+  const uint32_t n_cols = arrangement.metric.n_cols();
+  const std::vector<uint32_t>& columns = arrangement.columns;
+  const std::vector<float> scale = unpacked_scales(arrangement.col_scale);
+  const RowsProblem problem = rows_problem(arrangement, scale, options, n_threads);
+  const q24::Shape shape{n_rows, n_cols, options.group, options.n_fine, problem.n_slots};
+  const q24::Layout layout = q24::make_layout(shape);
 
   QuantizeResult result;
   q24::Unpacked& out = result.tensor;
   out.shape = shape;
   out.perm.assign(layout.padded_cols, 0xffff);
   for (uint32_t c = 0; c < n_cols; ++c) out.perm[c] = static_cast<uint16_t>(columns[c]);
-  out.col_scale = column_scales(weights, n_rows, n_cols, columns, layout.padded_cols);
-  std::vector<float> scale(layout.padded_cols);
-  for (uint32_t c = 0; c < layout.padded_cols; ++c)
-    scale[c] = f16_to_float(out.col_scale[c / q24::kLineCols]);
+  out.col_scale = arrangement.col_scale;
 
-  RowsProblem problem{};
-  problem.n = layout.padded_cols;
-  problem.n_real = n_cols;
-  problem.group = o.group;
-  problem.n_fine = o.n_fine;
-  problem.n_slots = o.n_slots;
-  problem.search_scales = o.search_scales;
-  problem.integer_zero = o.integer_zero;
-  problem.compensate = o.compensate && hessian;
-  problem.outliers_in_fine = o.outliers == OutlierPlace::kEverywhere;
-  problem.outliers_by_size = o.outlier_choice == OutlierChoice::kSize;
-  problem.descent_rounds = problem.compensate ? o.descent_rounds : 0;
-  set_metric(problem, h, columns, scale, n_threads);
-  h = {};
-
-  const uint32_t n_groups = layout.padded_cols / o.group;
+  const uint32_t n_groups = layout.padded_cols / problem.group;
   out.d.resize(n_rows);
   out.dmin.resize(n_rows);
   out.codes.resize(size_t{n_rows} * layout.padded_cols);
   out.s.resize(size_t{n_rows} * n_groups);
   out.m.resize(size_t{n_rows} * n_groups);
-  out.outlier_col.resize(size_t{n_rows} * o.n_slots);
-  out.outlier_delta.resize(size_t{n_rows} * o.n_slots);
+  out.outlier_col.resize(size_t{n_rows} * problem.n_slots);
+  out.outlier_delta.resize(size_t{n_rows} * problem.n_slots);
   const uint32_t n_blocks = (n_rows + kLanes - 1) / kLanes;
   std::vector<double> errors(n_blocks), norms(n_blocks);
   parallel_for(n_blocks, n_threads, [&](uint32_t block) {
@@ -217,9 +157,9 @@ QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_
         out.s[r * n_groups + g] = rows.s[size_t{g} * kLanes + lane];
         out.m[r * n_groups + g] = rows.m[size_t{g} * kLanes + lane];
       }
-      for (uint32_t i = 0; i < o.n_slots; ++i) {
-        out.outlier_col[r * o.n_slots + i] = rows.outlier_col[size_t{i} * kLanes + lane];
-        out.outlier_delta[r * o.n_slots + i] = rows.outlier_delta[size_t{i} * kLanes + lane];
+      for (uint32_t i = 0; i < problem.n_slots; ++i) {
+        out.outlier_col[r * problem.n_slots + i] = rows.outlier_col[size_t{i} * kLanes + lane];
+        out.outlier_delta[r * problem.n_slots + i] = rows.outlier_delta[size_t{i} * kLanes + lane];
       }
     }
   });

@@ -3,6 +3,7 @@
 //
 // With a Hessian H of the layer's input the error that counts is tr(E H E'), E = W - W'; without one H is the identity.
 // The steps, each in its own file:
+//   metric              H, its factor and its order (metric.h)
 //   quantizer_columns   which columns get 4 bits, and in which order the columns lie (quantizer_columns.h)
 //   quantizer_rows      scales, codes, compensation, outliers, descent: 16 rows at a time (quantizer_rows.h)
 #pragma once
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "convert/metric.h"
 #include "format/q24.h"
 
 namespace pith {
@@ -52,12 +54,6 @@ struct QuantizeOptions {
   uint64_t seed = 0;            // kRandom
 };
 
-// What calibration knows about a layer's input x: H = E[x x'] over tokens. [n_cols, n_cols], row-major, symmetric.
-struct Hessian {
-  uint32_t n_cols = 0;
-  std::vector<float> values;
-};
-
 struct QuantizeReport {
   double relative_error;  // tr(E H E') / tr(W H W')
   uint64_t size_bytes;    // in the container, padding and indices included
@@ -69,19 +65,24 @@ struct QuantizeResult {
   QuantizeReport report;
 };
 
-// What the weights should be when the input is not what it was: x^ comes from layers that are quantized already, x came
-// from the original ones. W + (W E[(x - x^) x^'] + E[g x^']) E[x^ x^']^-1 maps x^ to W x + g with the least square error,
-// where g is what the residual stream, to which the output is added, lacks. In place.
-// gap: E[(x - x^) x^'], [n_cols, n_cols]. residual_gap: E[g x^'], [n_rows, n_cols], or empty. damping: as in
-// QuantizeOptions.
-void retarget(std::vector<float>& weights, uint32_t n_rows, uint32_t n_cols, const Hessian& hessian,
-              const std::vector<float>& gap, const std::vector<float>& residual_gap, double damping,
-              uint32_t n_threads);
+// The order of a matrix's columns in storage, what they are scaled by, and what an error costs there. Shared by all shapes with
+// the same order: building it costs a factorization.
+struct Arrangement {
+  std::vector<uint32_t> columns;    // storage position -> input column, [n_cols]
+  std::vector<uint16_t> col_scale;  // [padded_cols / q24::kLineCols], fp16
+  Metric metric;                    // arranged
+};
 
-// weights: [n_rows, n_cols] row-major, finite. hessian: may be null. Deterministic, whatever n_threads (> 0).
-// Throws Error(kInvalidArgument) when the Hessian is not positive definite even after damping.
-QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols,
-                        const Hessian* hessian, const QuantizeOptions& options, uint32_t n_threads);
+// weights: [n_rows, metric.n_cols()] row-major, finite, everywhere below. Deterministic, whatever n_threads (> 0). Throws
+// Error(kInvalidArgument) when the Hessian is not positive definite even after damping.
+// columns: as order_columns gives them for these weights and options (quantizer_columns.h).
+Arrangement arrange(std::span<const float> weights, uint32_t n_rows, std::vector<uint32_t> columns,
+                    Metric metric, const QuantizeOptions& options);
+QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, const Arrangement& arrangement,
+                        const QuantizeOptions& options, uint32_t n_threads);
+// Both, in the order that the options ask for.
+QuantizeResult quantize(std::span<const float> weights, uint32_t n_rows, Metric metric,
+                        const QuantizeOptions& options, uint32_t n_threads);
 
 // The float weights that a tensor stands for, in input order: [n_rows, n_cols].
 std::vector<float> dequantize(const q24::Unpacked& tensor, uint32_t n_threads);

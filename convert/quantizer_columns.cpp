@@ -45,10 +45,12 @@ ColumnStats measure(std::span<const float> weights, uint32_t n_rows, uint32_t n_
 
 }  // namespace
 
-std::vector<uint32_t> order_columns(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols,
-                                    const std::vector<double>& h_diagonal,
-                                    const std::vector<double>& h_inverse_diagonal,
+std::vector<uint32_t> order_columns(std::span<const float> weights, uint32_t n_rows, Metric& metric,
                                     const QuantizeOptions& options) {
+  const uint32_t n_cols = metric.n_cols();
+  const std::vector<double>& h_diagonal = metric.diagonal();
+  const bool is_compensated = options.sensitivity == Sensitivity::kCompensated;
+  const std::vector<double>& h_inverse_diagonal = is_compensated ? metric.inverse_diagonal() : h_diagonal;
   const uint32_t width = options.sort_columns ? 1 : options.group;
   std::vector<Unit> units;
   for (uint32_t c = 0; c < n_cols; c += width) units.push_back({c, std::min(c + width, n_cols), 0});

@@ -8,11 +8,9 @@
 
 namespace pith {
 
-// Storage position -> input column, [n_cols] (pads not included).
-// h_diagonal: of the damped Hessian, [n_cols]; h_inverse_diagonal likewise (both 1 without a Hessian).
-std::vector<uint32_t> order_columns(std::span<const float> weights, uint32_t n_rows, uint32_t n_cols,
-                                    const std::vector<double>& h_diagonal,
-                                    const std::vector<double>& h_inverse_diagonal,
+// Storage position -> input column, [n_cols] (pads not included). weights: [n_rows, n_cols].
+// Asks the metric for the inverse's diagonal where the sensitivity needs it.
+std::vector<uint32_t> order_columns(std::span<const float> weights, uint32_t n_rows, Metric& metric,
                                     const QuantizeOptions& options);
 
 }  // namespace pith

@@ -1,8 +1,9 @@
 // One group of 16 rows under search: the lane type that the quantizer computes in, and the searches for a group's scale,
 // minimum and codes. Internal to quantizer_rows.
 //
-// The hot functions are compiled for each instruction set, and the loader picks. Lanes are independent and products are
-// never fused (-ffp-contract=off), so all of them give the same bits. Lanes cross a call by reference only.
+// The hot functions are compiled for each instruction set (isa.h) and take a register's width of lanes at a time. Lanes are
+// independent and products are never fused (-ffp-contract=off), so all of them give the same bits. Lanes cross a call by
+// reference only.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,14 +12,8 @@
 #include <memory>
 #include <new>
 
+#include "convert/isa.h"
 #include "convert/quantizer_rows.h"
-
-#if defined(__clang__)  // refuses vectors as arguments between functions of different targets, inlined or not
-#define PITH_CLONES
-#else
-#define PITH_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#define PITH_INLINE inline __attribute__((always_inline))
 
 namespace pith {
 
@@ -48,33 +43,39 @@ class LaneArray {
 constexpr uint32_t kMaxGroup = 32;
 constexpr float kMaxNibble = 15;
 
-PITH_INLINE Lanes splat(float x) {
-  return x - Lanes{};
+// Elementwise, V: Lanes or a part of them.
+template <typename V>
+PITH_INLINE V splat(float x) {
+  return x - V{};
 }
-PITH_INLINE Lanes max(Lanes a, Lanes b) {
+template <typename V>
+PITH_INLINE V max(V a, V b) {
   return a > b ? a : b;
 }
-PITH_INLINE Lanes min(Lanes a, Lanes b) {
+template <typename V>
+PITH_INLINE V min(V a, V b) {
   return a < b ? a : b;
 }
-PITH_INLINE Lanes clamp(Lanes x, float high) {
-  return min(max(x, Lanes{}), splat(high));
+template <typename V>
+PITH_INLINE V clamp(V x, float high) {
+  return min(max(x, V{}), splat<V>(high));
 }
 // Nearest integer of a number >= 0.
-PITH_INLINE Lanes round_positive(Lanes x) {
-  return __builtin_convertvector(__builtin_convertvector(x + splat(0.5f), Mask), Lanes);
+template <typename V>
+PITH_INLINE V round_positive(V x) {
+  return __builtin_convertvector(__builtin_convertvector(x + 0.5f, decltype(x < x)), V);
 }
-PITH_INLINE Lanes inverse_or_zero(Lanes x) {
-  return x > Lanes{} ? splat(1) / x : Lanes{};
+template <typename V>
+PITH_INLINE V inverse_or_zero(V x) {
+  return x > V{} ? 1.0f / x : V{};
 }
 
 // A group as the search sees it.
 struct GroupProblem {
   uint32_t n;
-  const Lanes* w;  // [n]
-  const Lanes* a;  // [n], what earlier columns ask for
-  const float* v;  // [n, stride] upper factor; null: diagonal
-  size_t stride;
+  const Lanes* w;          // [n]
+  const Lanes* a;          // [n], what earlier columns ask for
+  const float* v;          // [n, n] upper factor, read above its diagonal; null: diagonal
   const float* v_diag;     // [n]
   const float* v_inverse;  // [n]
   const Mask* exact;       // [n] outliers: these lanes take their target as it is; null: none
@@ -88,31 +89,8 @@ struct GroupChoice {
   Lanes t[kMaxGroup];  // targets
 };
 
-// Targets without the hand-on inside the group: enough to find scales by.
-PITH_INLINE void plain_targets(const GroupProblem& g, Lanes* t) {
-  for (uint32_t j = 0; j < g.n; ++j) t[j] = g.w[j] + g.a[j] * splat(g.v_inverse[j]);
-}
-
-struct Range {
-  Lanes low, high;
-};
-PITH_INLINE Range range_of(const GroupProblem& g, const Lanes* t) {
-  Range range{splat(1e30f), splat(-1e30f)};
-  for (uint32_t j = 0; j < g.n; ++j) {
-    if (g.v_diag[j] == 0) continue;
-    Lanes low = t[j], high = t[j];
-    if (g.exact) {
-      low = g.exact[j] ? splat(1e30f) : low;
-      high = g.exact[j] ? splat(-1e30f) : high;
-    }
-    range.low = min(range.low, low);
-    range.high = max(range.high, high);
-  }
-  const Mask empty = range.high < range.low;
-  range.low = empty ? Lanes{} : range.low;
-  range.high = empty ? Lanes{} : range.high;
-  return range;
-}
+// Of a group's targets t, those of outliers left out; 0 where nothing is left.
+void target_range(const GroupProblem& g, const Lanes* t, Lanes& low, Lanes& high);
 
 // The continuous scale and minimum of a group, as min-max gives them or searched for the least weighted square error.
 // integer_zero: the minimum is a multiple of the scale.
@@ -122,12 +100,15 @@ void free_scale(const GroupProblem& g, bool search, bool integer_zero, Lanes& be
 void search_nibbles(const GroupProblem& g, const Lanes& d, const Lanes& dmin, const Lanes& s, const Lanes& m,
                     int radius, GroupChoice& best);
 
-// acc[k] += sum over j of e[j] * v[j, k] for k in [begin, end); e: [n_j].
-void accumulate(Lanes* acc, uint32_t begin, uint32_t end, const Lanes* e, uint32_t n_j, const float* v,
+// acc[k] += sum over j of e[j] * m[j, k] for k in [begin, end); e: [n_j].
+void accumulate(Lanes* acc, uint32_t begin, uint32_t end, const Lanes* e, uint32_t n_j, const float* m,
                 size_t stride);
+// acc[j] += sum over k of m[j, k] * e[k] for j in [0, n_j), k in [0, n_k).
+void accumulate_rows(Lanes* acc, uint32_t n_j, const Lanes* e, uint32_t n_k, const float* m, size_t stride);
 
-// For descent (see quantizer_rows.h): b = (e H_:g - e_g H_gg) V_g'^-1, and what the group costs as it is.
-void group_terms(const Lanes* gradient, const Lanes* e, uint32_t n, const float* h, size_t stride,
-                 const float* v, const float* v_inverse, Lanes* b, Lanes& cost);
+// x [n] times a group's factor v [n, n]. With v null, times the diagonal.
+void times_factor(const Lanes* x, uint32_t n, const float* v, const float* v_diag, Lanes* out);
+// For descent (see quantizer_rows.h): b <- b V_g'^-1, and what the group costs as it is, |e_g V_g + b|^2.
+void group_terms(const Lanes* e, uint32_t n, const float* v, const float* v_inverse, Lanes* b, Lanes& cost);
 
 }  // namespace pith

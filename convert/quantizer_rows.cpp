@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "convert/quantizer_group.h"
 #include "format/float16.h"
@@ -26,14 +27,15 @@ class Rows {
         m_(n_groups_),
         n_with_outliers_(p.outliers_in_fine ? n_groups_ : n_coarse_),
         exact_(p.n),
+        upper_e_(p.n),
         gain_(n_with_outliers_),
         gain_col_(n_with_outliers_) {}
 
   void choose_second_order();
   void sweep();          // LDLQ from left to right
   void pick_outliers();  // from the sweep's gains
-  void descend();        // one round
   void refit_second_order();
+  void descend();           // one round, right after a refit
   void finish_outliers();   // fp16 deltas
   Lanes cost(Lanes* norm);  // e H e', w H w'
   void store(RowsResult& result) const;
@@ -41,7 +43,12 @@ class Rows {
  private:
   GroupProblem group_problem(uint32_t g, const Lanes* a) const;
   PITH_INLINE Lanes value_at(uint32_t c) const;
-  void times_metric(const Lanes* x, Lanes* out) const;
+  struct UpperProduct {
+    const Lanes* x;
+    Lanes* out;
+  };
+  void add_upper(std::initializer_list<UpperProduct> products) const;
+  void times_group_factor(const Lanes* x, uint32_t g, Lanes* out) const;
 
   const RowsProblem& p_;
   const Lanes* w_;
@@ -49,6 +56,7 @@ class Rows {
   LaneArray e_, codes_, delta_, a_, s_, m_;
   uint32_t n_with_outliers_;  // the first groups, which may have outliers
   LaneArray exact_;
+  LaneArray upper_e_;   // U of e_ (quantizer_rows.h) after a refit
   LaneArray gain_;      // [n_with_outliers] error that the group's best outlier removes
   LaneArray gain_col_;  // [n_with_outliers] its column
   Lanes d_, dmin_;
@@ -62,7 +70,6 @@ GroupProblem Rows::group_problem(uint32_t g, const Lanes* a) const {
           w_ + c,
           a,
           nullptr,
-          0,
           p_.v_diag.data() + c,
           p_.v_inverse.data() + c,
           has_outliers_ && g < n_with_outliers_ ? exact_.masks() + c : nullptr,
@@ -72,20 +79,31 @@ GroupProblem Rows::group_problem(uint32_t g, const Lanes* a) const {
 
 PITH_INLINE Lanes Rows::value_at(uint32_t c) const {
   const uint32_t g = c / p_.group;
-  const Lanes step = d_ * s_[g] * splat(g >= n_coarse_ ? 0.25f : 1.0f);
+  const Lanes step = d_ * s_[g] * splat<Lanes>(g >= n_coarse_ ? 0.25f : 1.0f);
   return step * codes_[c] - dmin_ * m_[g] + delta_[c];
 }
 
-void Rows::times_metric(const Lanes* x, Lanes* out) const {
-  if (p_.h.empty()) {
-    for (uint32_t c = 0; c < p_.n; ++c) out[c] = x[c] * splat(p_.v_diag[c] * p_.v_diag[c]);
-    return;
+constexpr uint32_t kBlock = 64;  // columns, whole groups
+
+// out += U x for each: one pass over the half square.
+void Rows::add_upper(std::initializer_list<UpperProduct> products) const {
+  if (!p_.square) return;
+  constexpr uint32_t kCols = 512;  // of a block of rows, which the next product finds in the cache
+  for (uint32_t block = 0; block < p_.n; block += kBlock) {
+    const float* const rows = p_.square + size_t{block} * p_.n;
+    for (uint32_t begin = 0; begin < block; begin += kCols)
+      for (const auto& [x, out] : products)
+        accumulate(out, begin, std::min(begin + kCols, block), x + block, kBlock, rows, p_.n);
+    for (uint32_t c = block + p_.group; c < block + kBlock; c += p_.group)
+      for (const auto& [x, out] : products)
+        accumulate(out, block, c, x + c, p_.group, p_.square + size_t{c} * p_.n, p_.n);
   }
-  std::fill_n(out, p_.n, Lanes{});
-  constexpr uint32_t kBlock = 64;
-  for (uint32_t j = 0; j < p_.n_real; j += kBlock)
-    accumulate(out, 0, p_.n_real, x + j, std::min(kBlock, p_.n_real - j), p_.h.data() + size_t{j} * p_.n,
-               p_.n);
+}
+
+void Rows::times_group_factor(const Lanes* x, uint32_t g, Lanes* out) const {
+  const uint32_t n = p_.group;
+  times_factor(x + g * n, n, p_.square ? p_.group_v.data() + size_t{g} * n * n : nullptr,
+               p_.v_diag.data() + g * n, out);
 }
 
 // Rounds to fp16, to its largest number where that is exceeded.
@@ -99,14 +117,14 @@ Lanes to_f16_and_back(Lanes x) {
 Lanes fit_unit(const LaneArray& free, const std::vector<float>& importance, uint32_t n) {
   Lanes top{};
   for (uint32_t g = 0; g < n; ++g) top = max(top, free[g]);
-  Lanes best = top * splat(1 / kMaxNibble), best_cost = splat(1e30f);
+  Lanes best = top * splat<Lanes>(1 / kMaxNibble), best_cost = splat<Lanes>(1e30f);
   for (int i = 0; i < 24; ++i) {
-    const Lanes unit = top * splat((1 - 0.025f * static_cast<float>(i)) / kMaxNibble),
+    const Lanes unit = top * splat<Lanes>((1 - 0.025f * static_cast<float>(i)) / kMaxNibble),
                 inverse = inverse_or_zero(unit);
     Lanes cost{};
     for (uint32_t g = 0; g < n; ++g) {
       const Lanes miss = free[g] - unit * round_positive(clamp(free[g] * inverse, kMaxNibble));
-      cost += splat(importance[g]) * miss * miss;
+      cost += splat<Lanes>(importance[g]) * miss * miss;
     }
     const Mask better = cost < best_cost;
     best_cost = better ? cost : best_cost;
@@ -129,16 +147,18 @@ void Rows::choose_second_order() {
 }
 
 void Rows::sweep() {
-  constexpr uint32_t kBlock = 64;  // columns between two updates of everything to the right
   std::fill_n(a_.data(), p_.n, Lanes{});
   const bool with_gains = p_.n_slots > 0 && !has_outliers_;
   const Lanes inverse_d = inverse_or_zero(d_), inverse_dmin = inverse_or_zero(dmin_);
   for (uint32_t g = 0; g < n_groups_; ++g) {
     const uint32_t c = g * p_.group;
     GroupProblem problem = group_problem(g, a_.data() + c);
-    if (!p_.v.empty()) {
-      problem.v = p_.v.data() + size_t{c} * p_.n + c;
-      problem.stride = p_.n;
+    const float* const rows = p_.compensate ? p_.square + size_t{c} * p_.n : nullptr;
+    float v[kMaxGroup * kMaxGroup];
+    if (p_.compensate) {
+      for (uint32_t i = 0; i < p_.group; ++i)
+        for (uint32_t j = i + 1; j < p_.group; ++j) v[i * p_.group + j] = rows[size_t{i} * p_.n + c + j];
+      problem.v = v;
     }
     const auto solve = [&](GroupChoice & choice) __attribute__((always_inline)) {
       Lanes scale, minimum;
@@ -152,12 +172,13 @@ void Rows::sweep() {
     if (with_gains && g < n_with_outliers_) {
       // What would it save to take the group's lowest or highest target out?
       Mask exact[kMaxGroup];
-      Range range = range_of(problem, best.t);
+      Lanes low, high;
+      target_range(problem, best.t, low, high);
       problem.exact = exact;
       for (int side = 0; side < 2; ++side) {
         Mask col{}, found{};
         for (uint32_t j = 0; j < p_.group; ++j) {
-          exact[j] = ~found & (side == 0 ? best.t[j] <= range.low : best.t[j] >= range.high);
+          exact[j] = ~found & (side == 0 ? best.t[j] <= low : best.t[j] >= high);
           if (problem.v_diag[j] == 0) exact[j] = Mask{};
           found |= exact[j];
           col = exact[j] ? Mask{} + static_cast<int32_t>(c + j) : col;
@@ -165,7 +186,7 @@ void Rows::sweep() {
         Lanes gain{};
         if (p_.outliers_by_size) {
           for (uint32_t j = 0; j < p_.group; ++j) {
-            const Lanes size = w_[c + j] * splat(p_.v_diag[c + j]);
+            const Lanes size = w_[c + j] * splat<Lanes>(p_.v_diag[c + j]);
             gain = exact[j] ? size * size : gain;
           }
         } else {
@@ -189,13 +210,13 @@ void Rows::sweep() {
         delta_[c + j] = exact_.masks()[c + j] ? exact_delta : Lanes{};
       }
     }
-    if (p_.v.empty()) continue;
+    if (!p_.compensate) continue;
     const uint32_t next = c + p_.group, block = c / kBlock * kBlock,
                    block_end = std::min(block + kBlock, p_.n);
-    accumulate(a_.data(), next, block_end, e_.data() + c, p_.group, p_.v.data() + size_t{c} * p_.n, p_.n);
+    accumulate(a_.data(), next, block_end, e_.data() + c, p_.group, rows, p_.n);
     if (next == block_end)
       accumulate(a_.data(), next, p_.n, e_.data() + block, block_end - block,
-                 p_.v.data() + size_t{block} * p_.n, p_.n);
+                 p_.square + size_t{block} * p_.n, p_.n);
   }
 }
 
@@ -214,80 +235,50 @@ void Rows::pick_outliers() {
   has_outliers_ = true;
 }
 
-void Rows::descend() {
-  LaneArray gradient(p_.n);  // e H
-  times_metric(e_.data(), gradient.data());
-  const uint32_t n = p_.group;
-  for (uint32_t g = 0; g < n_groups_; ++g) {
-    const uint32_t c = g * n;
-    GroupProblem problem = group_problem(g, nullptr);
-    if (!p_.h.empty()) {
-      const float* v = p_.group_v.data() + size_t{g} * n * n;
-      Lanes b[kMaxGroup], now;
-      float diag[kMaxGroup], inverse[kMaxGroup];
-      for (uint32_t j = 0; j < n; ++j) {
-        diag[j] = v[j * n + j];
-        inverse[j] = diag[j] > 0 ? 1 / diag[j] : 0;
-      }
-      group_terms(gradient.data() + c, e_.data() + c, n, p_.h.data() + size_t{c} * p_.n + c, p_.n, v, inverse,
-                  b, now);
-      problem.v = v;
-      problem.stride = n;
-      problem.v_diag = diag;
-      problem.v_inverse = inverse;
-      problem.a = b;
-      GroupChoice best;
-      search_nibbles(problem, d_, dmin_, s_[g], m_[g], 1, best);
-      const Mask better = best.cost < now;
-      s_[g] = better ? best.s : s_[g];
-      m_[g] = better ? best.m : m_[g];
-      Lanes change[kMaxGroup];
-      for (uint32_t j = 0; j < n; ++j) {
-        codes_[c + j] = better ? best.codes[j] : codes_[c + j];
-        const Lanes e = better ? best.e[j] : e_[c + j];
-        change[j] = e - e_[c + j];
-        e_[c + j] = e;
-      }
-      if (has_outliers_ && g < n_with_outliers_)
-        for (uint32_t j = 0; j < n; ++j) {
-          delta_[c + j] = Lanes{};
-          const Lanes exact_delta = w_[c + j] - e_[c + j] - value_at(c + j);
-          delta_[c + j] = exact_.masks()[c + j] ? exact_delta : Lanes{};
-        }
-      accumulate(gradient.data(), 0, p_.n_real, change, std::min(n, p_.n_real > c ? p_.n_real - c : 0),
-                 p_.h.data() + size_t{c} * p_.n, p_.n);
-    }
-  }
-}
-
 // Least squares for d and dmin with everything else fixed: two unknowns a row.
 void Rows::refit_second_order() {
-  LaneArray scale_part(p_.n), min_part(p_.n), h_scale(p_.n), h_min(p_.n);
+  LaneArray scale_part(p_.n), min_part(p_.n), upper_scale(p_.n), upper_min(p_.n);
   for (uint32_t c = 0; c < p_.n_real; ++c) {
     const uint32_t g = c / p_.group;
-    scale_part[c] = s_[g] * codes_[c] * splat(g >= n_coarse_ ? 0.25f : 1.0f);
+    scale_part[c] = s_[g] * codes_[c] * splat<Lanes>(g >= n_coarse_ ? 0.25f : 1.0f);
     min_part[c] = -m_[g];
     if (has_outliers_) {  // an outlier's value does not hang on d: its delta follows
       scale_part[c] = exact_.masks()[c] ? Lanes{} : scale_part[c];
       min_part[c] = exact_.masks()[c] ? Lanes{} : min_part[c];
     }
   }
-  times_metric(scale_part.data(), h_scale.data());
-  times_metric(min_part.data(), h_min.data());
+  std::fill_n(upper_e_.data(), p_.n, Lanes{});
+  add_upper({{scale_part.data(), upper_scale.data()},
+             {min_part.data(), upper_min.data()},
+             {e_.data(), upper_e_.data()}});
   Lanes ss{}, sm{}, mm{}, se{}, me{};
   for (uint32_t c = 0; c < p_.n_real; ++c) {
-    ss += scale_part[c] * h_scale[c];
-    sm += scale_part[c] * h_min[c];
-    mm += min_part[c] * h_min[c];
-    se += e_[c] * h_scale[c];
-    me += e_[c] * h_min[c];
+    ss += 2.0f * scale_part[c] * upper_scale[c];
+    sm += scale_part[c] * upper_min[c] + min_part[c] * upper_scale[c];
+    mm += 2.0f * min_part[c] * upper_min[c];
+    se += scale_part[c] * upper_e_[c] + e_[c] * upper_scale[c];
+    me += min_part[c] * upper_e_[c] + e_[c] * upper_min[c];
+  }
+  for (uint32_t g = 0; g < n_groups_; ++g) {
+    Lanes scales[kMaxGroup], minimums[kMaxGroup], errors[kMaxGroup];
+    times_group_factor(scale_part.data(), g, scales);
+    times_group_factor(min_part.data(), g, minimums);
+    times_group_factor(e_.data(), g, errors);
+    for (uint32_t j = 0; j < p_.group; ++j) {
+      ss += scales[j] * scales[j];
+      sm += scales[j] * minimums[j];
+      mm += minimums[j] * minimums[j];
+      se += scales[j] * errors[j];
+      me += minimums[j] * errors[j];
+    }
   }
   const Lanes det = ss * mm - sm * sm;
-  const Mask solvable = det > splat(1e-6f) * ss * mm;
+  const Mask solvable = det > splat<Lanes>(1e-6f) * ss * mm;
   const Lanes inverse = inverse_or_zero(det);
   const Lanes d = to_f16_and_back(d_ + (se * mm - me * sm) * inverse);
   const Lanes dmin = to_f16_and_back(dmin_ + (me * ss - se * sm) * inverse);
   const Mask usable = solvable & (d > Lanes{}) & (dmin > Lanes{});
+  const Lanes d_step = usable ? d - d_ : Lanes{}, dmin_step = usable ? dmin - dmin_ : Lanes{};
   d_ = usable ? d : d_;
   dmin_ = usable ? dmin : dmin_;
   for (uint32_t c = 0; c < p_.n_real; ++c) {
@@ -296,6 +287,44 @@ void Rows::refit_second_order() {
       delta_[c] = exact_.masks()[c] ? w_[c] - e_[c] - value_at(c) : Lanes{};
     }
     e_[c] = w_[c] - value_at(c);
+    upper_e_[c] -= d_step * upper_scale[c] + dmin_step * upper_min[c];
+  }
+}
+
+void Rows::descend() {
+  const uint32_t n = p_.group;
+  for (uint32_t g = 0; g < n_groups_; ++g) {
+    const uint32_t c = g * n;
+    GroupProblem problem = group_problem(g, nullptr);
+    const float* v = p_.group_v.data() + size_t{g} * n * n;
+    Lanes b[kMaxGroup], now;
+    float diag[kMaxGroup], inverse[kMaxGroup];
+    for (uint32_t j = 0; j < n; ++j) {
+      diag[j] = v[j * n + j];
+      inverse[j] = diag[j] > 0 ? 1 / diag[j] : 0;
+      b[j] = upper_e_[c + j];
+    }
+    accumulate_rows(b, n, e_.data(), c, p_.square + size_t{c} * p_.n, p_.n);
+    group_terms(e_.data() + c, n, v, inverse, b, now);
+    problem.v = v;
+    problem.v_diag = diag;
+    problem.v_inverse = inverse;
+    problem.a = b;
+    GroupChoice best;
+    search_nibbles(problem, d_, dmin_, s_[g], m_[g], 1, best);
+    const Mask better = best.cost < now;
+    s_[g] = better ? best.s : s_[g];
+    m_[g] = better ? best.m : m_[g];
+    for (uint32_t j = 0; j < n; ++j) {
+      codes_[c + j] = better ? best.codes[j] : codes_[c + j];
+      e_[c + j] = better ? best.e[j] : e_[c + j];
+    }
+    if (has_outliers_ && g < n_with_outliers_)
+      for (uint32_t j = 0; j < n; ++j) {
+        delta_[c + j] = Lanes{};
+        const Lanes exact_delta = w_[c + j] - e_[c + j] - value_at(c + j);
+        delta_[c + j] = exact_.masks()[c + j] ? exact_delta : Lanes{};
+      }
   }
 }
 
@@ -307,13 +336,24 @@ void Rows::finish_outliers() {
 }
 
 Lanes Rows::cost(Lanes* norm) {
-  LaneArray product(p_.n);
-  times_metric(e_.data(), product.data());
+  LaneArray upper_w(p_.n);
+  std::fill_n(upper_e_.data(), p_.n, Lanes{});
+  add_upper({{e_.data(), upper_e_.data()}, {w_, upper_w.data()}});
   Lanes sum{};
-  for (uint32_t c = 0; c < p_.n_real; ++c) sum += e_[c] * product[c];
-  times_metric(w_, product.data());
   *norm = Lanes{};
-  for (uint32_t c = 0; c < p_.n_real; ++c) *norm += w_[c] * product[c];
+  for (uint32_t c = 0; c < p_.n_real; ++c) {
+    sum += 2.0f * e_[c] * upper_e_[c];
+    *norm += 2.0f * w_[c] * upper_w[c];
+  }
+  for (uint32_t g = 0; g < n_groups_; ++g) {
+    Lanes errors[kMaxGroup], weights[kMaxGroup];
+    times_group_factor(e_.data(), g, errors);
+    times_group_factor(w_, g, weights);
+    for (uint32_t j = 0; j < p_.group; ++j) {
+      sum += errors[j] * errors[j];
+      *norm += weights[j] * weights[j];
+    }
+  }
   return sum;
 }
 

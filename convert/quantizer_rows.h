@@ -10,6 +10,11 @@
 // Descent. With all other columns fixed, a group g with H_gg = V_g V_g' costs |e_g V_g + b|^2 plus a constant, where
 //   b = (e H_:g - e_g H_gg) V_g'^-1: the same form, so the same search serves it.
 //
+// Only one half of H is there, and only one is needed: with (U x)_k the sum over the columns j of later groups of x_j H_jk,
+//   x H y' = x . U y + y . U x + sum over groups of (x_g V_g) . (y_g V_g),
+// and what a group's descent asks of earlier columns are dot products with rows of the same half. U of the errors follows a
+// refit of d and dmin by linearity. A round reads the half square twice and takes 4 n^2 operations a row.
+//
 // A row's sums run in a fixed order within one thread: results do not depend on the number of threads.
 #pragma once
 #include <cstdint>
@@ -24,12 +29,13 @@ constexpr uint32_t kLanes = 16;  // rows of one block
 // What all rows share. n: padded columns. Pads have zero weight and zero metric.
 struct RowsProblem {
   uint32_t n, n_real, group, n_fine, n_slots;
-  std::vector<float> v;          // [n, n] scaled factor, upper; empty: diagonal
-  std::vector<float> h;          // [n, n] scaled metric; empty: diagonal
+  const float*
+      square;  // [n, n] scaled metric, on and below the diagonal; above it its factor; null: diagonal
   std::vector<float> v_diag;     // [n], 0 in pads
   std::vector<float> v_inverse;  // [n], 1 / v_diag, 0 in pads
   std::vector<float> group_v;    // [n / group, group, group] factors of H's diagonal blocks; empty: diagonal
-  bool search_scales, integer_zero, compensate;
+  bool search_scales, integer_zero;
+  bool compensate;                          // the factor is there and is to be used
   bool outliers_in_fine, outliers_by_size;  // see OutlierPlace, OutlierChoice
   uint32_t descent_rounds;
 };

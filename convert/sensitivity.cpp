@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "convert/gemm.h"
+#include "convert/quantizer_columns.h"
 
 namespace pith {
 
@@ -33,22 +35,26 @@ std::vector<float> sample(const std::vector<float>& m, uint32_t n_cols, uint32_t
   return rows;
 }
 
-// tr(X H X') of the rows of x.
-double weighted_square(const std::vector<float>& x, const Hessian& hessian, uint32_t n_threads) {
-  const uint32_t n = hessian.n_cols, n_rows = static_cast<uint32_t>(x.size() / n);
-  std::vector<float> product(x.size());
-  multiply_transposed(x.data(), n_rows, n, hessian.values.data(), n, product.data(), n_threads);
+// Mean over the rows of input of |x E'|^2, E the rows of errors: tr(E H E'), undamped.
+double weighted_square(const std::vector<float>& errors, const std::vector<float>& input, uint32_t n_cols,
+                       uint32_t n_threads) {
+  const uint32_t n_rows = static_cast<uint32_t>(errors.size() / n_cols),
+                 n_tokens = static_cast<uint32_t>(input.size() / n_cols);
+  std::vector<float> product(size_t{n_tokens} * n_rows);
+  multiply_transposed(input.data(), n_tokens, n_cols, errors.data(), n_rows, product.data(), n_threads);
   double sum = 0;
-  for (size_t i = 0; i < x.size(); ++i) sum += double{x[i]} * double{product[i]};
-  return sum;
+  for (const float value : product) sum += double{value} * double{value};
+  return sum / n_tokens;
+}
+
+double at_least(double error) {
+  return std::max(error, 1e-12);
 }
 
 Hessian second_moments(const std::vector<float>& x, uint32_t n, uint32_t n_threads) {
-  const uint32_t n_tokens = static_cast<uint32_t>(x.size() / n);
-  std::vector<double> sums(size_t{n} * n);
-  accumulate_products(x.data(), nullptr, x.data(), n_tokens, n, n, sums.data(), n_threads);
-  Hessian hessian{n, std::vector<float>(sums.size())};
-  for (size_t i = 0; i < sums.size(); ++i) hessian.values[i] = static_cast<float>(sums[i] / n_tokens);
+  Hessian hessian{n, std::vector<float>(size_t{n} * n)};
+  mean_products(x.data(), nullptr, x.data(), static_cast<uint32_t>(x.size() / n), n, n, 1,
+                hessian.values.data(), n_threads);
   return hessian;
 }
 
@@ -85,66 +91,85 @@ SensitivityRun::SensitivityRun(const ModelSpec& spec, const CalibrationTokens& t
       forward_(spec, tokens_.window, n_threads),
       untouched_(size_t{n_tokens_} * spec.dim) {}
 
-void SensitivityRun::run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights,
-                         size_t changed, const std::vector<float>& rounded) {
+void SensitivityRun::run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights) {
   Stream stream;
   stream.residual = std::move(residual);
   forward_.prepare(stream);
-  for (size_t i = 0; i < steps_.size(); ++i)
-    forward_.apply(steps_[i], stream, i == changed ? rounded : weights[i]);
+  for (size_t i = 0; i < steps_.size(); ++i) forward_.apply(steps_[i], stream, weights[i]);
   residual = std::move(stream.residual);
 }
 
 void SensitivityRun::run_layer(uint32_t layer, LayerVectors vectors,
-                               const std::vector<std::vector<float>>& weights) {
+                               const std::function<std::vector<float>(size_t step)>& read) {
   forward_.begin_layer(layer, std::move(vectors));
-  for (std::vector<float>& residual : touched_) run(residual, weights, steps_.size(), {});
+  std::vector<std::vector<float>> weights;
+  for (size_t i = 0; i < steps_.size(); ++i) weights.push_back(read(i));
+  for (std::vector<float>& residual : touched_) run(residual, weights);
   Stream stream;
   stream.residual = untouched_;
   forward_.prepare(stream);
   for (size_t i = 0; i < steps_.size(); ++i) {
-    if (options_.groups.empty()) {
-      forward_.apply(steps_[i], stream, weights[i]);
-      continue;
+    if (!options_.groups.empty()) {
+      const uint32_t n_cols = forward_.n_inputs(steps_[i].part), n_rows = forward_.n_outputs(steps_[i].part);
+      curves_.push_back(measure(weights[i], n_cols, stream.input));
+      QuantizeOptions rough;
+      rough.group = 32;
+      q24::Unpacked rounded = quantize(weights[i], n_rows, Metric(n_cols), rough, n_threads_).tensor;
+      const std::vector<float> exact = sample(weights[i], n_cols, kSampleRows);
+      weights[i] = {};
+      weights[i] = dequantize(rounded, n_threads_);
+      rounded = {};
+      std::vector<float> error = sample(weights[i], n_cols, kSampleRows);
+      for (size_t k = 0; k < error.size(); ++k) error[k] -= exact[k];
+      const double norm = weighted_square(exact, stream.input, n_cols, n_threads_);
+      curves_.back().kl_error =
+          at_least(norm > 0 ? weighted_square(error, stream.input, n_cols, n_threads_) / norm : 0);
+      touched_.push_back(untouched_);
+      run(touched_.back(), weights);
+      weights[i] = {};
+      weights[i] = read(i);
     }
-    const uint32_t n_cols = forward_.n_inputs(steps_[i].part), n_rows = forward_.n_outputs(steps_[i].part);
-    QuantizeOptions rough;
-    rough.group = 32;
-    const std::vector<float> rounded =
-        dequantize(quantize(weights[i], n_rows, n_cols, nullptr, rough, n_threads_).tensor, n_threads_);
-    curves_.push_back(measure(weights[i], rounded, n_cols, second_moments(stream.input, n_cols, n_threads_)));
-    touched_.push_back(untouched_);
-    run(touched_.back(), weights, i, rounded);
     forward_.apply(steps_[i], stream, weights[i]);
   }
   untouched_ = std::move(stream.residual);
 }
 
-LossCurve SensitivityRun::measure(const std::vector<float>& weights, const std::vector<float>& rounded,
-                                  uint32_t n_cols, const Hessian& hessian) const {
+// Errors of a sample of the rows in every family.
+LossCurve SensitivityRun::measure(const std::vector<float>& weights, uint32_t n_cols,
+                                  const std::vector<float>& input) const {
   LossCurve curve;
   curve.n_rows = static_cast<uint32_t>(weights.size() / n_cols);
   curve.n_cols = n_cols;
   const std::vector<float> w = sample(weights, n_cols, kSampleRows);
-  std::vector<float> e = sample(rounded, n_cols, kSampleRows);
-  for (size_t i = 0; i < e.size(); ++i) e[i] -= w[i];
-  const double norm = weighted_square(w, hessian, n_threads_);
-  const auto at_least = [](double error) { return std::max(error, 1e-12); };
-  curve.kl_error = at_least(norm > 0 ? weighted_square(e, hessian, n_threads_) / norm : 0);
-
   const uint32_t n_rows = static_cast<uint32_t>(w.size() / n_cols);
   const uint32_t padded_cols = (n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
   QuantizeOptions options = options_.quantize;
   options.descent_rounds = 0;
-  // From fewer tokens than this the compensation would fit the noise of the sample, and look too good.
+  // From fewer tokens than this the compensation would fit the noise of the sample, and look too good. Then a square of
+  // n_cols^2, rank n_tokens, has nothing to say that its diagonals and the tokens do not.
   options.compensate = options.compensate && n_tokens_ >= 2 * n_cols;
-  const bool is_known = norm > 0;
+  const double norm = weighted_square(w, input, n_cols, n_threads_);
+  Metric metric(n_cols);
+  if (norm > 0)
+    metric = options.compensate ? Metric(second_moments(input, n_cols, n_threads_), options.damping,
+                                         options.shrinkage, n_threads_)
+                                : Metric::of_samples(input, n_cols, options.damping, n_threads_);
+  // Shapes differ in the order of the columns or not, and only orders cost a factorization.
+  std::map<std::vector<uint32_t>, Arrangement> arrangements;
   const auto error_of = [&](uint32_t group, double fine_share, uint32_t n_slots) {
+    if (norm == 0) return at_least(0);
     options.group = group;
     options.n_fine = static_cast<uint32_t>(fine_share * padded_cols) / group * group;
     options.n_slots = n_slots;
-    return at_least(
-        is_known ? quantize(w, n_rows, n_cols, &hessian, options, n_threads_).report.relative_error : 0);
+    const std::vector<uint32_t> columns = order_columns(w, n_rows, metric, options);
+    auto found = arrangements.find(columns);
+    if (found == arrangements.end())
+      found = arrangements.emplace(columns, arrange(w, n_rows, columns, metric, options)).first;
+    const QuantizeResult result = quantize(w, n_rows, found->second, options, n_threads_);
+    if (metric.is_dense()) return at_least(result.report.relative_error);
+    std::vector<float> error = dequantize(result.tensor, n_threads_);
+    for (size_t i = 0; i < error.size(); ++i) error[i] -= w[i];
+    return at_least(weighted_square(error, input, n_cols, n_threads_) / norm);
   };
   for (const uint32_t group : options_.groups) {
     LossCurve::Family plain{group, 0, {}};

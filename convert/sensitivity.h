@@ -7,6 +7,7 @@
 // Deterministic, whatever the number of threads. Not thread safe.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "convert/budget.h"
@@ -49,17 +50,18 @@ class SensitivityRun {
   // Row `id` of the embedding: called once for each id that occurs.
   template <typename RowReader>  // void(uint32_t id, float* row)
   void embed(RowReader&& read_row);
-  // weights: of each of the layer's steps, [n_outputs, n_inputs].
-  void run_layer(uint32_t layer, LayerVectors vectors, const std::vector<std::vector<float>>& weights);
+  // read(i): the weights of the layer's step i, [n_outputs, n_inputs]. All of a layer's are in memory, and each is read a second
+  // time, after it has made room for what it is rounded to.
+  void run_layer(uint32_t layer, LayerVectors vectors,
+                 const std::function<std::vector<float>(size_t step)>& read);
   // After the last layer: a curve for every matrix, in the order of the layers and parts. norm: the final one.
   std::vector<LossCurve> finish(const std::vector<float>& norm, const std::vector<float>& head);
   Hessian head_hessian(const std::vector<float>& norm) const;  // after the last layer
 
  private:
-  LossCurve measure(const std::vector<float>& weights, const std::vector<float>& rounded, uint32_t n_cols,
-                    const Hessian& hessian) const;
-  void run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights, size_t changed,
-           const std::vector<float>& rounded);
+  LossCurve measure(const std::vector<float>& weights, uint32_t n_cols,
+                    const std::vector<float>& input) const;
+  void run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights);
 
   const ModelSpec& spec_;
   std::vector<Step> steps_;  // of a layer

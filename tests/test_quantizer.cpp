@@ -5,37 +5,21 @@
 #include <random>
 
 #include "convert/budget.h"
-#include "convert/factor.h"
-#include "convert/gemm.h"
 #include "convert/levers.h"
+#include "convert/metric.h"
 #include "convert/quantizer.h"
 #include "format/error.h"
-#include "format/float16.h"
+#include "tests/random_matrices.h"
 
 using namespace pith;
 
 namespace {
 
-std::vector<float> gaussian(size_t n, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(n);
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
-// H = A A' / n with columns of uneven weight: correlated inputs, as a trained layer sees them.
-Hessian correlated(uint32_t n, uint64_t seed) {
-  const std::vector<float> a = gaussian(size_t{n} * n, seed), log_scale = gaussian(n, seed + 1);
-  Hessian h{n, std::vector<float>(size_t{n} * n)};
-  for (uint32_t i = 0; i < n; ++i)
-    for (uint32_t j = 0; j < n; ++j) {
-      double sum = 0;
-      for (uint32_t k = 0; k < n / 4; ++k) sum += double{a[i * n + k]} * a[j * n + k];
-      const double scale = std::exp(0.5 * (double{log_scale[i]} + log_scale[j]));
-      h.values[i * n + j] = static_cast<float>(scale * (sum / n + (i == j ? 0.05 : 0)));
-    }
-  return h;
+// hessian: null for none.
+QuantizeResult quantize(const std::vector<float>& w, uint32_t n_rows, uint32_t n_cols, const Hessian* hessian,
+                        const QuantizeOptions& options, uint32_t n_threads) {
+  Metric metric = hessian ? Metric(*hessian, options.damping, options.shrinkage, n_threads) : Metric(n_cols);
+  return quantize(w, n_rows, std::move(metric), options, n_threads);
 }
 
 std::vector<float> dequantized(const QuantizeResult& result) {
@@ -135,6 +119,16 @@ TEST_CASE("the reported error is that of the packed tensor") {
   const QuantizeResult result = quantize(w, 40, 100, nullptr, options, 1);
   CHECK(result.report.relative_error == Approx(error_of(w, dequantized(result), 40, nullptr)).epsilon(0.01));
   CHECK(result.report.bits_per_weight == Approx(8.0 * static_cast<double>(result.report.size_bytes) / 4000));
+  // With a Hessian, of whose square the quantizer reads one half: the damped one counts.
+  const Hessian h = correlated(100, 12);
+  Hessian damped = h;
+  for (uint32_t c = 0; c < 100; ++c)
+    damped.values[c * 100 + c] += static_cast<float>(options.damping * h.mean_diagonal());
+  for (const bool compensate : {false, true}) {
+    options.compensate = compensate;
+    const QuantizeResult with = quantize(w, 40, 100, &h, options, 1);
+    CHECK(with.report.relative_error == Approx(error_of(w, dequantized(with), 40, &damped)).epsilon(0.001));
+  }
 }
 
 TEST_CASE("awkward shapes are quantized whole") {
@@ -195,99 +189,6 @@ TEST_CASE("a dead input costs nothing and a Hessian that is not positive definit
   CHECK_THROWS_WITH(quantize(w, 32, 64, &h, {}, 1), Catch::Matchers::Contains("not positive definite"));
   std::fill(h.values.begin(), h.values.end(), 0.0f);
   CHECK_THROWS_WITH(quantize(w, 32, 64, &h, {}, 1), Catch::Matchers::Contains("mean diagonal 0"));
-}
-
-TEST_CASE("factor_upper gives V with V V' = H for sizes around the block") {
-  for (const uint32_t n : {1u, 2u, 127u, 128u, 129u, 300u}) {
-    const Hessian h = correlated(n, 11);
-    std::vector<double> v(h.values.begin(), h.values.end());
-    for (uint32_t i = 0; i < n; ++i) v[size_t{i} * n + i] += 0.01;
-    REQUIRE(factor_upper(v, n, 2));
-    double worst = 0;
-    for (uint32_t i = 0; i < n; ++i)
-      for (uint32_t j = 0; j < n; ++j) {
-        double sum = 0;
-        for (uint32_t k = std::max(i, j); k < n; ++k) sum += v[size_t{i} * n + k] * v[size_t{j} * n + k];
-        worst = std::max(worst, std::abs(sum - h.values[size_t{i} * n + j] - (i == j ? 0.01 : 0)));
-      }
-    CHECK(worst < 1e-5);
-    const std::vector<double> inverse = inverse_diagonal(v, n, 2);
-    // [h^-1]_00 h_00 >= 1, with equality when nothing is correlated.
-    CHECK(inverse[0] * (h.values[0] + 0.01) > 0.999);
-  }
-}
-
-TEST_CASE("the products of calibration equal the naive sums for sizes around a tile") {
-  for (const uint32_t n : {1u, 15u, 257u, 300u})
-    for (const uint32_t k : {1u, 8u, 17u, 33u})
-      for (const uint32_t m : {1u, 7u, 16u, 35u}) {
-        const std::vector<float> x = gaussian(size_t{n} * k, n), w = gaussian(size_t{m} * k, m),
-                                 z = gaussian(size_t{n} * m, k);
-        std::vector<float> y(size_t{n} * m);
-        multiply_transposed(x.data(), n, k, w.data(), m, y.data(), 2);
-        std::vector<double> products(size_t{k} * m, 1), gram(size_t{k} * k, 1);
-        accumulate_products(x.data(), nullptr, z.data(), n, k, m, products.data(), 2);
-        accumulate_products(x.data(), nullptr, x.data(), n, k, k, gram.data(), 2);
-        double worst = 0;
-        for (uint32_t i = 0; i < n; ++i)
-          for (uint32_t j = 0; j < m; ++j) {
-            double sum = 0;
-            for (uint32_t c = 0; c < k; ++c) sum += double{x[i * k + c]} * w[j * k + c];
-            worst = std::max(worst, std::abs(sum - double{y[i * m + j]}));
-          }
-        for (uint32_t i = 0; i < k; ++i) {
-          for (uint32_t j = 0; j < m; ++j) {
-            double sum = 1;
-            for (uint32_t t = 0; t < n; ++t) sum += double{x[t * k + i]} * z[t * m + j];
-            worst = std::max(worst, std::abs(sum - products[i * m + j]));
-          }
-          for (uint32_t j = 0; j < k; ++j) {
-            double sum = 1;
-            for (uint32_t t = 0; t < n; ++t) sum += double{x[t * k + i]} * x[t * k + j];
-            worst = std::max(worst, std::abs(sum - gram[i * k + j]));
-          }
-        }
-        CHECK(worst < 1e-3);  // 300 products of about 1 in float: 300 * 2^-24 * 10
-      }
-}
-
-TEST_CASE("retargeted weights give the wanted output from inputs that have drifted") {
-  constexpr uint32_t kTokens = 400, kRows = 8, kCols = 12;
-  const std::vector<float> w = gaussian(kRows * kCols, 20), x = gaussian(kTokens * kCols, 21);
-  std::vector<float> drifted = x, gap = gaussian(kTokens * kRows, 23);
-  const std::vector<float> noise = gaussian(kTokens * kCols, 22);
-  for (size_t i = 0; i < x.size(); ++i) drifted[i] = 0.8f * x[i] + 0.3f * noise[i];
-  for (uint32_t t = 0; t < kTokens; ++t)  // what the residual stream lacks: something the input tells of
-    for (uint32_t r = 0; r < kRows; ++r)
-      gap[t * kRows + r] = 0.2f * gap[t * kRows + r] + 0.5f * drifted[t * kCols + r];
-  const auto products = [&](const std::vector<float>& a, const float* minus, uint32_t n) {
-    std::vector<double> sums(n * kCols);
-    accumulate_products(a.data(), minus, drifted.data(), kTokens, n, kCols, sums.data(), 1);
-    return std::vector<float>(sums.begin(), sums.end());
-  };
-  const Hessian h{kCols, products(drifted, nullptr, kCols)};
-  const std::vector<float> lost = products(x, drifted.data(), kCols),
-                           residual_gap = products(gap, nullptr, kRows);
-  const auto miss = [&](const std::vector<float>& weights, double with_gap = 1) {
-    std::vector<float> wanted(kTokens * kRows), found(kTokens * kRows);
-    multiply_transposed(x.data(), kTokens, kCols, w.data(), kRows, wanted.data(), 1);
-    multiply_transposed(drifted.data(), kTokens, kCols, weights.data(), kRows, found.data(), 1);
-    double sum = 0;
-    for (size_t i = 0; i < wanted.size(); ++i)
-      sum += std::pow(double{wanted[i]} + with_gap * gap[i] - found[i], 2);
-    return sum;
-  };
-  std::vector<float> without_gap = w, with_gap = w;
-  retarget(without_gap, kRows, kCols, h, lost, {}, 1e-6, 1);
-  retarget(with_gap, kRows, kCols, h, lost, residual_gap, 1e-6, 1);
-  CHECK(miss(without_gap, 0) < 0.95 * miss(w, 0));
-  CHECK(miss(with_gap) < 0.95 * miss(without_gap));
-  // At the least square error no single weight can do better.
-  for (const float step : {0.01f, -0.01f}) {
-    std::vector<float> moved = with_gap;
-    moved[5] += step;
-    CHECK(miss(moved) > miss(with_gap));
-  }
 }
 
 TEST_CASE("a budget meets its target within 0.01 bits on wide layers") {
