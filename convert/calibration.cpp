@@ -62,19 +62,34 @@ CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& te
   return tokens;
 }
 
-uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted) {
-  // Its square in float32, its weights, a byte for each code; and three stripes of a correction (correction.cpp).
-  const auto matrix_bytes = [](uint64_t n_rows, uint64_t n_cols) {
+namespace {
+
+// Of both streams, a token.
+uint64_t token_bytes(const ModelSpec& spec) {
+  const uint64_t widest = std::max({spec.dim, spec.ffn_dim, spec.q_rows()});
+  return sizeof(float) * 2 * (spec.dim + widest + (spec.n_experts > 0 ? 2 * uint64_t{spec.dim} : 0));
+}
+
+// The square in float32, the weights, a byte for each code; and three stripes of a correction (correction.cpp).
+uint64_t largest_matrix_bytes(const ModelSpec& spec) {
+  const auto bytes_of = [](uint64_t n_rows, uint64_t n_cols) {
     return 4 * n_cols * n_cols + 5 * n_rows * n_cols + 3 * 4 * 1024 * n_cols;
   };
-  const uint64_t matrix = std::max(
-      {matrix_bytes(spec.q_rows() + 2 * spec.kv_rows(), spec.dim), matrix_bytes(spec.dim, spec.q_rows()),
-       matrix_bytes(2 * spec.ffn_padded(), spec.dim), matrix_bytes(spec.dim, spec.ffn_dim)});
+  return std::max({bytes_of(spec.q_rows() + 2 * spec.kv_rows(), spec.dim), bytes_of(spec.dim, spec.q_rows()),
+                   bytes_of(2 * spec.ffn_padded(), spec.dim), bytes_of(spec.dim, spec.ffn_dim)});
+}
+
+}  // namespace
+
+uint64_t calibration_bytes(const ModelSpec& spec, uint32_t n_tokens) {
+  return token_bytes(spec) * n_tokens + largest_matrix_bytes(spec);
+}
+
+uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted) {
+  const uint64_t matrix = largest_matrix_bytes(spec);
   const uint64_t streams = std::min(kMaxStreamBytes, kMaxBytes > matrix ? kMaxBytes - matrix : 0);
-  const uint64_t widest = std::max({spec.dim, spec.ffn_dim, spec.q_rows()});
-  const uint64_t kept = spec.dim + widest + (spec.n_experts > 0 ? 2 * spec.dim : 0);
-  const uint64_t affordable = streams / (sizeof(float) * 2 * kept);
-  return static_cast<uint32_t>(std::min<uint64_t>(wanted, std::max<uint64_t>(affordable, kMinTokens)));
+  const uint64_t affordable = std::max<uint64_t>(streams / token_bytes(spec), kMinTokens);
+  return static_cast<uint32_t>(std::min<uint64_t>(wanted, affordable));
 }
 
 std::vector<int32_t> distinct_ids(const CalibrationTokens& tokens) {

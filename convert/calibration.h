@@ -39,6 +39,8 @@ std::vector<std::vector<int32_t>> encode_texts(const std::vector<std::string>& t
 // kMinCalibrationTokens tokens, or no text of a window's length.
 CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& texts, int32_t first_id,
                                      uint32_t window, uint32_t max_tokens);
+// What calibration on so many tokens keeps in memory at most: the streams and the largest matrix.
+uint64_t calibration_bytes(const ModelSpec& spec, uint32_t n_tokens);
 // As many tokens as `spec` can have at most: `wanted`, less where the streams would take more than 4 GiB, or more than is left
 // of 7.5 GB beside the largest matrix.
 uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted);

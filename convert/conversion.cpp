@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <thread>
 
@@ -29,6 +30,16 @@ constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be rea
 constexpr float kMaxWeight = 1e9f;
 // The head's metric: what it sees, and this share of the plain one, for a tied embedding and for what the sample missed.
 constexpr double kHeadIdentity = 1;
+
+// What the system has for us without paging out others, swap included; no limit where it does not say.
+uint64_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  uint64_t kilobytes = 0;
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("MemAvailable:") || line.starts_with("SwapFree:"))
+      kilobytes += std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10);
+  return kilobytes > 0 ? kilobytes * 1024 : UINT64_MAX;
+}
 
 struct EffortFigures {
   uint32_t calibration_tokens, descent_rounds;
@@ -142,6 +153,14 @@ void Conversion::start_calibration(const Metadata& metadata) {
   }
   tokens_ = calibration_tokens(encoded, tokenizer->first_id(), window, n_tokens);
   report_.calibration_tokens = static_cast<uint32_t>(tokens_.ids.size());
+  const uint64_t needed = calibration_bytes(source_.spec, report_.calibration_tokens);
+  const uint64_t available = options_.memory_bytes > 0 ? options_.memory_bytes : available_memory();
+  if (needed > available)
+    throw_error(ErrorCode::kOutOfMemory,
+                "calibration on {} tokens takes {:.1f} GB of memory, {:.1f} are free: --calib-tokens N and "
+                "--no-calib take less",
+                report_.calibration_tokens, 1e-9 * static_cast<double>(needed),
+                1e-9 * static_cast<double>(available));
 }
 
 // The whole checkpoint once in float32, with rounded variants of every matrix beside it: sensitivity.h.

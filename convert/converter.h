@@ -2,8 +2,8 @@
 //
 // Tensors stream one by one through format/writer.h in the order of the family's plan. Peak memory is two of the largest
 // tensors of the container in float32 plus a constant (64 MiB), whatever the model's size; a 16-bit target needs less
-// than one. Calibration needs more: a layer's matrices and statistics and the streams, see calibration.h. The check at
-// the end maps the file (pages that the system can drop).
+// than one. Calibration needs more: a matrix's statistics and the streams, see calibration.h, and while it measures a layer's
+// matrices in float32. The check at the end maps the file (pages that the system can drop).
 //
 // An interrupted run leaves OUTPUT.part and its journal, and so does one that ran out of disk or memory. The next run with
 // the same source and options goes on after the last whole tensor: what is done is not quantized again, calibration only
@@ -44,6 +44,7 @@ struct ConvertOptions {
   bool allow_nonfinite = false;     // NaN and Inf weights pass (16 and 32 bits only)
   bool resume = true;               // false: start over
   uint32_t n_threads = 0;           // 0: all cores
+  uint64_t memory_bytes = 0;        // that calibration may take; 0: what the system has free
   std::function<void(const ConvertProgress&)> progress;  // from the calling thread; may throw to stop
 };
 

@@ -4,8 +4,8 @@
     tests/big_checkpoint.py build/pith FOLDER [--seconds N] [--layers N] [convert options, by default --preset paper]
 
 Runs the conversion for N seconds, kills it, runs it again for N seconds and reports the largest resident set of both, what was
-done, and how much of it the second run took over. Without --seconds it runs to the end after one kill at 60 s. Not part of `make
-test`: at 2.85 bits the output is 25 GB.
+done, and how much of it the second run took over; fails above 8 GB. Without --seconds it runs to the end after one kill at 60 s. Not
+part of `make test`: at 2.85 bits the output is 25 GB.
 """
 import argparse
 import json
@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+MAX_BYTES = 8e9
 DIM, FFN, KV, VOCAB, SHARDS = 8192, 28672, 1024, 32000, 15
 
 
@@ -57,7 +58,7 @@ def make_checkpoint(folder, n_layers):
 
 
 def run(command, seconds):
-    """Peak resident set in GB, whether it ended by itself, and its stderr."""
+    """Peak resident set in bytes, whether it ended by itself, and its stderr."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     began, peak = time.time(), 0
     while process.poll() is None and (seconds is None or time.time() - began < seconds):
@@ -72,7 +73,7 @@ def run(command, seconds):
     if not ended:
         process.send_signal(signal.SIGKILL)
     errors = process.communicate()[1]
-    return peak / 2**20, ended, errors
+    return peak * 1024, ended, errors
 
 
 def main():
@@ -93,9 +94,11 @@ def main():
         parts = sorted(arguments.folder.glob("big.pith*"))
         written = sum(p.stat().st_blocks for p in parts) * 512 / 1e9
         done.append(written)
-        print(f"{'ended' if ended else 'killed'}: peak {peak:.2f} GiB, {written:.2f} GB written")
+        print(f"{'ended' if ended else 'killed'}: peak {peak / 1e9:.2f} GB, {written:.2f} GB written")
         if ended and "converted" not in errors and not output.exists():
             sys.exit(errors)
+        if peak > MAX_BYTES:
+            sys.exit(f"more than {MAX_BYTES / 1e9:.0f} GB of memory")
     if done[1] < done[0]:
         sys.exit("the second run did not go on from the first")
 

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <set>
 
+#include "convert/calibration.h"
 #include "tests/convert_cases.h"
 
 using namespace pith;
@@ -53,6 +54,31 @@ TEST_CASE("a model calibrates on what it writes itself, the same for any number 
   convert(checkpoint.model_dir(), options);
   CHECK(read_text_file(checkpoint.output()) == self);
   CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
+}
+
+TEST_CASE("calibration that the memory is too small for is refused, with what it takes") {
+  TinyCheckpoint checkpoint;
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  options.memory_bytes = 1000000;
+  CHECK_THROWS_WITH(convert(checkpoint.model_dir(), options),
+                    Contains("tokens takes 0.0 GB of memory, 0.0 are free"));
+  options.calibrate = false;
+  convert(checkpoint.model_dir(), options);
+}
+
+TEST_CASE("wide models get fewer tokens, so that calibration stays below 8 GB") {
+  ModelSpec spec;
+  spec.head_dim = 128;
+  // Llama 2 7B, then 70B
+  spec.dim = 4096, spec.ffn_dim = 11008, spec.n_heads = spec.n_kv_heads = 32;
+  CHECK(affordable_tokens(spec, 65536) == 35544);
+  CHECK(affordable_tokens(spec, 16384) == 16384);
+  CHECK(calibration_bytes(spec, 35544) < 5'300'000'000);
+  spec.dim = 8192, spec.ffn_dim = 28672, spec.n_heads = 64, spec.n_kv_heads = 8;
+  const uint32_t n_tokens = affordable_tokens(spec, 65536);
+  CHECK(n_tokens > 8192);
+  CHECK(calibration_bytes(spec, n_tokens) <= 7'500'000'000);
 }
 
 TEST_CASE("a matrix whose input is always 0 is quantized without statistics") {
