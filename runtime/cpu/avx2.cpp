@@ -1,14 +1,19 @@
-// AVX2 kernels. Same bits as scalar.cpp.
+// AVX2 kernels, and AVX-VNNI ones (avxvnni.cpp). Same bits as scalar.cpp.
 //
 // Q24, one token: a vector is 8 words (rows) of a half line. Per k-quad p, codes 4*hi + lo (<= 15) as bytes meet the
 // broadcast activations in vpmaddubsw: pair sums of at most 3810 for each of the four quads of a line, 15240 together,
-// so they add up in int16; one vpmaddwd with the group's scale in both halves of a word then gives s * sum in int32.
-// With AVX-VNNI (avxvnni.cpp) vpdpbusd sums a line in int32 at once, still below 2^15, and vpdpwssd applies the scale.
-// More tokens: a vector is 8 tokens; a panel's codes are unpacked block by block and broadcast.
+// so they add up in int16, and so do two lines (30480) of one group of 32; one vpmaddwd with the scale in both halves
+// of a word then gives s * sum in int32. With AVX-VNNI vpdpbusd sums a line in int32 at once, still below 2^15, so two
+// lines' sums are packed into int16 pairs and one vpdpwssd applies both scales.
+//
+// Many tokens: a vector is 8 tokens. A panel's codes are unpacked to bytes first, then each word's are broadcast against
+// 32 tokens at a time. vpmaddubsw saturates, so the scale follows the sum of a line, or of two; with AVX-VNNI the codes
+// are scaled while they are unpacked (15 * 15 fits a byte), and vpdpbusd alone sums a block.
 #include <immintrin.h>
 
 #include "runtime/cpu/generic.h"
 #include "runtime/cpu/panel_scratch.h"
+#include "runtime/cpu/read_ahead.h"
 #include "runtime/cpu/tables.h"
 #include "runtime/cpu/vec_avx2.h"
 
@@ -18,7 +23,11 @@ namespace {
 
 using Avx2 = Generic<VecAvx2>;
 
-// ---- one token ----------------------------------------------------------------------------------------------------
+#ifdef __AVXVNNI__
+constexpr bool kVnni = true;
+#else
+constexpr bool kVnni = false;
+#endif
 
 // Row of panel held by word w, as a table: results leave the kernel in row order.
 constexpr uint8_t kWordRow[32] = {0, 8,  16, 24, 1, 9,  17, 25, 2, 10, 18, 26, 3, 11, 19, 27,
@@ -28,28 +37,44 @@ __m256i load256(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
 
-// Byte codes 4*hi + lo of quad p of a line.
-template <int kQuad>
-__m256i coarse_codes(__m256i hi) {
-  const __m256i mask = _mm256_set1_epi8(0x0c);
-  if constexpr (kQuad == 0) return _mm256_and_si256(_mm256_slli_epi32(hi, 2), mask);
-  if constexpr (kQuad == 1) return _mm256_and_si256(hi, mask);
-  if constexpr (kQuad == 2) return _mm256_and_si256(_mm256_srli_epi32(hi, 2), mask);
-  if constexpr (kQuad == 3) return _mm256_and_si256(_mm256_srli_epi32(hi, 4), mask);
-}
-template <int kQuad>
-__m256i fine_codes(__m256i lo) {
-  const __m256i mask = _mm256_set1_epi8(0x03);
-  return _mm256_and_si256(kQuad == 0 ? lo : _mm256_srli_epi32(lo, 2 * kQuad), mask);
-}
-
-__m256i quad(const int8_t* a) {
+__m256i broadcast(const void* four_bytes) {
   int32_t bits;
-  __builtin_memcpy(&bits, a, 4);
+  __builtin_memcpy(&bits, four_bytes, 4);
   return _mm256_set1_epi32(bits);
 }
 
-// One line's sum of codes * activations grows by a quad: int32, or its two halves in int16 without VNNI.
+// Floats of the fp16 in the low halves of 8 words, whose high halves are 0.
+__m256 low_halves(__m256i words) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+  return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+}
+
+// ---- codes and scales ---------------------------------------------------------------------------------------------
+
+// Byte codes 4*hi (+ lo) of the four quads of a line, 8 words.
+struct Codes {
+  __m256i quad[4];
+};
+Codes coarse_codes(__m256i hi) {
+  const __m256i mask = _mm256_set1_epi8(0x0c);
+  return {{_mm256_and_si256(_mm256_slli_epi32(hi, 2), mask), _mm256_and_si256(hi, mask),
+           _mm256_and_si256(_mm256_srli_epi32(hi, 2), mask),
+           _mm256_and_si256(_mm256_srli_epi32(hi, 4), mask)}};
+}
+// Nibbles first: quads 0 and 2 of a byte, then 1 and 3.
+Codes fine_codes(__m256i hi, __m256i lo) {
+  const __m256i even = _mm256_set1_epi8(0x33), odd = _mm256_set1_epi8(static_cast<char>(0xcc)),
+                low = _mm256_set1_epi8(0x0f);
+  const __m256i q02 =
+      _mm256_or_si256(_mm256_slli_epi32(_mm256_and_si256(hi, even), 2), _mm256_and_si256(lo, even));
+  const __m256i q13 =
+      _mm256_or_si256(_mm256_and_si256(hi, odd), _mm256_srli_epi32(_mm256_and_si256(lo, odd), 2));
+  return {{_mm256_and_si256(q02, low), _mm256_and_si256(q13, low),
+           _mm256_and_si256(_mm256_srli_epi32(q02, 4), low),
+           _mm256_and_si256(_mm256_srli_epi32(q13, 4), low)}};
+}
+
+// The sum of a line of codes * activations: int32, or its two halves in int16 without VNNI.
 __m256i add_quad(__m256i sum, __m256i codes, __m256i a) {
 #ifdef __AVXVNNI__
   return _mm256_dpbusd_avx_epi32(sum, codes, a);
@@ -57,232 +82,308 @@ __m256i add_quad(__m256i sum, __m256i codes, __m256i a) {
   return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, a));
 #endif
 }
-// acc + scale * sum of a line; `scales` as the next two make them. A minimum meets sums of a alike.
-__m256i add_scaled(__m256i acc, __m256i sum, __m256i scales) {
+__m256i add_products(__m256i acc, __m256i a, __m256i b) {
 #ifdef __AVXVNNI__
-  return _mm256_dpwssd_avx_epi32(acc, sum, scales);
+  return _mm256_dpwssd_avx_epi32(acc, a, b);
 #else
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, scales));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
 #endif
 }
-#ifdef __AVXVNNI__
-constexpr bool kHalves = false;  // the scale meets the low half, which is all of the sum
-#else
-constexpr bool kHalves = true;
-#endif
-__m256i scale_operand(__m256i s) {
-  return kHalves ? _mm256_or_si256(s, _mm256_slli_epi32(s, 16)) : s;
-}
-__m256i scale_operand(int s) {
-  return _mm256_set1_epi32(kHalves ? s | s << 16 : s);
+
+// Scales and minimums of a pair of lines for 8 words, each as int16 pairs (even line, odd line).
+struct PairScales {
+  __m256i s, m;
+};
+template <uint32_t kGroup>
+PairScales pair_scales(const uint8_t* scales, uint32_t pair, uint32_t eighth) {
+  const uint8_t* const bytes = scales + size_t{kGroup == 16 ? pair : pair / 2} * 64 + eighth * 16;
+  __m256i sm = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  if constexpr (kGroup ==
+                32) {  // both lines belong to one group: the low or the high half of the word, twice
+    const __m256i low =
+        _mm256_set_epi64x(0x0d0c0d0c09080908, 0x0504050401000100, 0x0d0c0d0c09080908, 0x0504050401000100);
+    sm = _mm256_shuffle_epi8(sm, pair % 2 ? _mm256_add_epi8(low, _mm256_set1_epi8(2)) : low);
+  }
+  return {_mm256_and_si256(sm, _mm256_set1_epi16(15)), _mm256_srli_epi16(sm, 4)};
 }
 
-// Sum of one line for 8 rows; a: the line's 16 activations.
-__m256i line_sums(__m256i hi, const int8_t* a) {
-  __m256i sum = add_quad(_mm256_setzero_si256(), coarse_codes<0>(hi), quad(a));
-  sum = add_quad(sum, coarse_codes<1>(hi), quad(a + 4));
-  sum = add_quad(sum, coarse_codes<2>(hi), quad(a + 8));
-  return add_quad(sum, coarse_codes<3>(hi), quad(a + 12));
-}
-__m256i line_sums(__m256i hi, __m256i lo, const int8_t* a) {
-  const auto codes = [](__m256i h, __m256i l) { return _mm256_or_si256(h, l); };
-  __m256i sum = add_quad(_mm256_setzero_si256(), codes(coarse_codes<0>(hi), fine_codes<0>(lo)), quad(a));
-  sum = add_quad(sum, codes(coarse_codes<1>(hi), fine_codes<1>(lo)), quad(a + 4));
-  sum = add_quad(sum, codes(coarse_codes<2>(hi), fine_codes<2>(lo)), quad(a + 8));
-  return add_quad(sum, codes(coarse_codes<3>(hi), fine_codes<3>(lo)), quad(a + 12));
+// acc + even line's scale * its sum + the odd line's; without VNNI the only sum of a group of 32 is `even`.
+template <uint32_t kGroup>
+__m256i add_scaled_pair(__m256i acc, __m256i even, __m256i odd, __m256i s) {
+  if constexpr (kVnni)
+    return add_products(acc, _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa), s);
+  if constexpr (kGroup == 32) return add_products(acc, even, s);
+  const __m256i low =
+      _mm256_set_epi64x(0x0d0c0d0c09080908, 0x0504050401000100, 0x0d0c0d0c09080908, 0x0504050401000100);
+  acc = add_products(acc, even, _mm256_shuffle_epi8(s, low));
+  return add_products(acc, odd, _mm256_shuffle_epi8(s, _mm256_add_epi8(low, _mm256_set1_epi8(2))));
 }
 
-// The 8 words' bytes s | m << 4 of the line's group, one in each 32-bit lane.
-__m256i group_bytes(const uint8_t* pair, uint32_t odd) {
-  const __m256i both = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pair)));
-  return odd ? _mm256_srli_epi32(both, 8) : _mm256_and_si256(both, _mm256_set1_epi32(0xff));
+// ---- one token ----------------------------------------------------------------------------------------------------
+
+// Sum of codes * activations for 8 words, in two parts that spare a shift a line: units + 4 * fours.
+struct Sum {
+  __m256i units = _mm256_setzero_si256(), fours = units;
+
+  __m256i total() const {
+    return _mm256_add_epi16(units, _mm256_slli_epi16(fours, 2));
+  }  // the low half with VNNI
+};
+
+// Adds a line for 16 words; hi, lo: their 64 bytes of it, lo only of a 4-bit line; a: the line's 16 activations.
+[[gnu::always_inline]] inline void add_line(Sum (&sums)[2], const uint8_t* hi, const int8_t* a) {
+  const __m256i ones = _mm256_set1_epi8(0x03), fours = _mm256_set1_epi8(0x0c);
+  const __m256i h0 = load256(hi), h1 = load256(hi + 32);
+  const __m256i up0 = _mm256_srli_epi32(h0, 4), up1 = _mm256_srli_epi32(h1, 4);
+  const auto add = [&](__m256i Sum::*part, __m256i mask, __m256i x0, __m256i x1, const int8_t* quad) {
+    const __m256i q = broadcast(quad);
+    sums[0].*part = add_quad(sums[0].*part, _mm256_and_si256(x0, mask), q);
+    sums[1].*part = add_quad(sums[1].*part, _mm256_and_si256(x1, mask), q);
+  };
+  add(&Sum::fours, ones, h0, h1, a);
+  add(&Sum::units, fours, h0, h1, a + 4);
+  add(&Sum::fours, ones, up0, up1, a + 8);
+  add(&Sum::units, fours, up0, up1, a + 12);
+}
+[[gnu::always_inline]] inline void add_line(Sum (&sums)[2], const uint8_t* hi, const uint8_t* lo,
+                                            const int8_t* a) {
+  const Codes c0 = fine_codes(load256(hi), load256(lo)), c1 = fine_codes(load256(hi + 32), load256(lo + 32));
+#pragma GCC unroll 4
+  for (int p = 0; p < 4; ++p) {
+    const __m256i q = broadcast(a + p * 4);
+    sums[0].units = add_quad(sums[0].units, c0.quad[p], q);
+    sums[1].units = add_quad(sums[1].units, c1.quad[p], q);
+  }
 }
 
+// Sums of the outliers of 8 words, added to `sum`.
+__m256 add_outliers(const Matrix& m, uint32_t panel, uint32_t eighth, const Input& in, __m256 sum) {
+  const q24::Layout& l = m.view.layout;
+  for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
+    const __m256i words =
+        load256(m.view.outliers + (size_t{panel} * l.shape.n_slots + slot) * 64 + eighth * 16);
+    const __m256i col = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+    const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(l.padded_cols)), col);
+    const __m256 x = _mm256_i32gather_ps(in.x_hat, _mm256_and_si256(col, inside), 4);
+    const __m256 with = _mm256_fmadd_ps(low_halves(_mm256_srli_epi32(words, 16)), x, sum);
+    sum = _mm256_blendv_ps(sum, with, _mm256_castsi256_ps(inside));
+  }
+  return sum;
+}
+
+template <uint32_t kGroup>
 void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
   const q24::Layout& l = m.view.layout;
   const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
   const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
   const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
-  const uint32_t first_fine = l.n_lines - l.n_fine_lines, group_shift = l.shape.group == 16 ? 0 : 1;
+  const uint32_t first_fine = l.n_lines - l.n_fine_lines;
+  const ReadAhead ahead(m, panel);
 
   __m256 acc_s[4], acc_m[4];
   for (int i = 0; i < 4; ++i) acc_s[i] = acc_m[i] = _mm256_setzero_ps();
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
-    const uint32_t end = block * 8 + 8 < l.n_lines ? block * 8 + 8 : l.n_lines;
-    __m256i big_t[4], big_m[4];
-    for (int i = 0; i < 4; ++i) big_t[i] = big_m[i] = _mm256_setzero_si256();
-    for (uint32_t line = block * 8; line < end; ++line) {
-      const uint32_t g = line >> group_shift;
-      const uint8_t* const hi = base + size_t{line} * q24::kLineBytes;
-      const uint8_t* const pair = scales + size_t{g / 2} * 64;
-      const int8_t* const a = in.a + size_t{line} * 16;
-      const __m256i sum_a = _mm256_set1_epi32(in.sums[line]);
-      for (int i = 0; i < 4; ++i) {
-        const __m256i sums =
-            line < first_fine
-                ? line_sums(load256(hi + i * 32), a)
-                : line_sums(load256(hi + i * 32),
-                            load256(fine + size_t{line - first_fine} * q24::kLineBytes + i * 32), a);
-        const __m256i sm = group_bytes(pair + i * 16, g & 1);
-        const __m256i s = _mm256_and_si256(sm, _mm256_set1_epi32(15));
-        big_t[i] = add_scaled(big_t[i], sums, scale_operand(s));
-        // m in the low half, 0 in the high: the sum's high half does not matter
-        big_m[i] = add_scaled(big_m[i], _mm256_srli_epi32(sm, 4), sum_a);
-      }
-    }
+    const uint32_t begin = block * 8, end = begin + 8 < l.n_lines ? begin + 8 : l.n_lines;
     const __m256 scale = _mm256_set1_ps(in.scales[block]);
-    for (int i = 0; i < 4; ++i) {
-      acc_s[i] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(big_t[i]), acc_s[i]);
-      acc_m[i] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(big_m[i]), acc_m[i]);
+    for (uint32_t line = begin; line < end; line += 2)
+      ahead.fetch<kGroup>(base + size_t{line} * q24::kLineBytes, scales, line / 2);
+    for (uint32_t half = 0; half < 2; ++half) {  // 16 words: their sums stay in registers
+      __m256i big_t[2], big_m[2];
+      for (int i = 0; i < 2; ++i) big_t[i] = big_m[i] = _mm256_setzero_si256();
+      for (uint32_t line = begin; line < end; line += 2) {
+        const uint8_t* const hi = base + size_t{line} * q24::kLineBytes + half * 64;
+        const auto lo = [&](uint32_t at) {
+          return fine + size_t{at - first_fine} * q24::kLineBytes + half * 64;
+        };
+        const int8_t* const a = in.a + size_t{line} * 16;
+        const __m256i sums_a = broadcast(in.sums + line);
+        Sum even[2], odds[2];
+        Sum(&odd)[2] = kGroup == 32 && !kVnni ? even : odds;  // one scale: one sum
+        if (line < first_fine)
+          add_line(even, hi, a);
+        else
+          add_line(even, hi, lo(line), a);
+        if (line + 1 < first_fine)
+          add_line(odd, hi + q24::kLineBytes, a + 16);
+        else
+          add_line(odd, hi + q24::kLineBytes, lo(line + 1), a + 16);
+#pragma GCC unroll 2
+        for (uint32_t i = 0; i < 2; ++i) {
+          const PairScales pair = pair_scales<kGroup>(scales, line / 2, half * 2 + i);
+          big_t[i] = add_scaled_pair<kGroup>(big_t[i], even[i].total(), odd[i].total(), pair.s);
+          big_m[i] = add_products(big_m[i], pair.m, sums_a);
+        }
+      }
+#pragma GCC unroll 2
+      for (uint32_t i = 0; i < 2; ++i) {
+        __m256 &s = acc_s[half * 2 + i], &minimum = acc_m[half * 2 + i];
+        s = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(big_t[i]), s);
+        minimum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(big_m[i]), minimum);
+      }
     }
   }
 
   const uint16_t* const row_scale = m.view.row_scale + size_t{panel} * 64;
-  for (int i = 0; i < 4; ++i) {
+  for (uint32_t i = 0; i < 4; ++i) {
     const __m256i both = load256(row_scale + i * 16);  // words {d, dmin}
-    const auto halves_to_float = [](__m256i words) {   // low 16 bits of each 32-bit lane
-      const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
-      return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
-    };
-    const __m256 d = halves_to_float(_mm256_and_si256(both, _mm256_set1_epi32(0xffff)));
-    const __m256 dmin = halves_to_float(_mm256_srli_epi32(both, 16));
+    const __m256 d = low_halves(_mm256_and_si256(both, _mm256_set1_epi32(0xffff)));
+    const __m256 dmin = low_halves(_mm256_srli_epi32(both, 16));
     __m256 sum =
         _mm256_fnmadd_ps(dmin, acc_m[i], _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.25f), d), acc_s[i]));
-    for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
-      const __m256i words = load256(m.view.outliers + (size_t{panel} * l.shape.n_slots + slot) * 64 + i * 16);
-      const __m256i col = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
-      const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(l.padded_cols)), col);
-      const __m256i at = _mm256_and_si256(col, inside);
-      const __m256 x = _mm256_i32gather_ps(in.x_hat, at, 4);
-      const __m256 with = _mm256_fmadd_ps(halves_to_float(_mm256_srli_epi32(words, 16)), x, sum);
-      sum = _mm256_blendv_ps(sum, with, _mm256_castsi256_ps(inside));
-    }
+    sum = add_outliers(m, panel, i, in, sum);
     float out[8];
     _mm256_storeu_ps(out, sum);
-    for (int w = 0; w < 8; ++w) y[kWordRow[i * 8 + w]] = out[w];
+    for (int w = 0; w < 8; ++w) y[kWordRow[i * 8 + static_cast<uint32_t>(w)]] = out[w];
   }
 }
 
 // ---- many tokens --------------------------------------------------------------------------------------------------
 
-// Codes 4*hi + lo of one block of a panel, in word order.
+// One block of a panel to bytes, scales and minimums, in word order.
+template <uint32_t kGroup>
 void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch& out) {
   const q24::Layout& l = m.view.layout;
   const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
   const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
+  const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
   const uint32_t first_fine = l.n_lines - l.n_fine_lines, begin = block * 8;
   const uint32_t end = begin + 8 < l.n_lines ? begin + 8 : l.n_lines;
-  for (uint32_t line = begin; line < end; ++line)
-    for (int i = 0; i < 4; ++i) {
-      const __m256i hi = load256(base + size_t{line} * q24::kLineBytes + i * 32);
-      const __m256i lo = line >= first_fine
-                             ? load256(fine + size_t{line - first_fine} * q24::kLineBytes + i * 32)
-                             : _mm256_setzero_si256();
-      const auto put = [&](uint32_t p, __m256i h, __m256i f) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out.codes[(line - begin) * 4 + p] + i * 32),
-                           _mm256_or_si256(h, f));
+  for (uint32_t i = 0; i < 4; ++i)
+    for (uint32_t line = begin; line < end; line += 2) {
+      const PairScales pair = pair_scales<kGroup>(scales, line / 2, i);
+      const auto store = [&](auto* to, __m256i x) { _mm256_store_si256(reinterpret_cast<__m256i*>(to), x); };
+      store(out.minimums[(line - begin) / 2] + i * 8, pair.m);
+      const auto unpack = [&](uint32_t at, __m256i scale) {  // scale: in the low half of a word
+        const __m256i s16 = _mm256_or_si256(scale, _mm256_slli_epi32(scale, 16));
+        const __m256i hi = load256(base + size_t{at} * q24::kLineBytes + i * 32);
+        const Codes codes =
+            at < first_fine
+                ? coarse_codes(hi)
+                : fine_codes(hi, load256(fine + size_t{at - first_fine} * q24::kLineBytes + i * 32));
+        for (uint32_t p = 0; p < 4; ++p)  // with VNNI scaled, two bytes multiplied as one word
+          store(out.codes[(at - begin) * 4 + p] + i * 32,
+                kVnni ? _mm256_mullo_epi16(codes.quad[p], s16) : codes.quad[p]);
+        if (!kVnni) store(out.scales[at - begin] + i * 8, s16);
       };
-      put(0, coarse_codes<0>(hi), fine_codes<0>(lo));
-      put(1, coarse_codes<1>(hi), fine_codes<1>(lo));
-      put(2, coarse_codes<2>(hi), fine_codes<2>(lo));
-      put(3, coarse_codes<3>(hi), fine_codes<3>(lo));
+      unpack(line, _mm256_and_si256(pair.s, _mm256_set1_epi32(15)));
+      unpack(line + 1, _mm256_srli_epi32(pair.s, 16));
     }
 }
 
-// One block of one word (row) for 8 * kVectors tokens from `lane` on, added to the accumulators.
+// acc [kVectors, 8] += scale * sums
 template <int kVectors>
-void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, const PanelScratch& unpacked,
-               const Input& in, uint32_t lane, float* acc_s, float* acc_m) {
-  const q24::Layout& l = m.view.layout;
-  const uint32_t group_shift = l.shape.group == 16 ? 0 : 1, begin = block * 8;
-  const uint32_t end = begin + 8 < l.n_lines ? begin + 8 : l.n_lines;
-  const uint8_t* const scales = m.view.scales + panel * l.scales_stride + w * 2;
-  __m256i big_t[kVectors], big_m[kVectors];
-  for (int v = 0; v < kVectors; ++v) big_t[v] = big_m[v] = _mm256_setzero_si256();
-  for (uint32_t line = begin; line < end; ++line) {
-    const uint32_t g = line >> group_shift;
-    const int sm = scales[size_t{g / 2} * 64 + (g & 1)];
-    const __m256i s = scale_operand(sm & 15);
-    // The sums of a pair of lines lie together; m is placed at this line's half.
-    const __m256i minimum = _mm256_set1_epi32((sm >> 4) << (line % 2 * 16));
-    const int8_t* const a = in.a + (size_t{line} * 4 * in.n_lanes + lane) * 4;
-    const int16_t* const sums = in.sums + (size_t{line / 2} * in.n_lanes + lane) * 2;
-    __m256i quads[4];
-    for (uint32_t p = 0; p < 4; ++p)
-      quads[p] = quad(reinterpret_cast<const int8_t*>(unpacked.codes[(line - begin) * 4 + p] + w * 4));
-    for (int v = 0; v < kVectors; ++v) {
-      __m256i sum = _mm256_setzero_si256();
-      for (uint32_t p = 0; p < 4; ++p)
-        sum = add_quad(sum, quads[p], load256(a + size_t{p} * in.n_lanes * 4 + v * 32));
-      big_t[v] = add_scaled(big_t[v], sum, s);
-      big_m[v] = add_scaled(big_m[v], load256(sums + v * 16), minimum);
-    }
-  }
+[[gnu::always_inline]] inline void accumulate(const __m256i (&sums)[kVectors], const float* scales,
+                                              float* acc) {
+#pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
-    const uint32_t at = lane + static_cast<uint32_t>(v) * 8;
-    const __m256 scale = _mm256_loadu_ps(in.scales + size_t{block} * in.n_lanes + at);
-    const auto add = [&](float* acc, __m256i sums) {
-      _mm256_storeu_ps(acc + at, _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums), _mm256_loadu_ps(acc + at)));
-    };
-    add(acc_s, big_t[v]);
-    add(acc_m, big_m[v]);
+    const __m256 scale = _mm256_loadu_ps(scales + v * 8), before = _mm256_loadu_ps(acc + v * 8);
+    _mm256_storeu_ps(acc + v * 8, _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums[v]), before));
   }
 }
 
-// y of one word: scales, minimums, outliers.
-void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, const float* acc_s,
-                 const float* acc_m, float* y) {
+// One block of one word (row) for kVectors x 8 tokens from `lane` on, added to the accumulators.
+template <uint32_t kGroup, int kVectors>
+[[gnu::always_inline]] inline void block_row(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block,
+                                             uint32_t word, const Input& in, uint32_t lane, float* acc_s,
+                                             float* acc_m) {
+  const size_t lanes = in.n_lanes;
+  const float* const scales = in.scales + block * lanes + lane;
+  __m256i sums[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) sums[v] = _mm256_setzero_si256();
+  const int8_t* a = in.a + (size_t{block} * 32 * lanes + lane) * 4;
+  for (uint32_t line = 0; line < n_lines; ++line, a += lanes * 16) {
+    __m256i quads[4];
+#pragma GCC unroll 4
+    for (uint32_t p = 0; p < 4; ++p) quads[p] = broadcast(unpacked.codes[line * 4 + p] + word * 4);
+    const __m256i s = kVnni ? quads[0] : broadcast(&unpacked.scales[line][word]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      __m256i sum = kVnni ? sums[v] : _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (uint32_t p = 0; p < 4; ++p) sum = add_quad(sum, quads[p], load256(a + p * lanes * 4 + v * 32));
+      sums[v] = kVnni ? sum : add_products(sums[v], sum, s);
+    }
+  }
+  accumulate(sums, scales, acc_s + word * kVectors * 8);
+
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) sums[v] = _mm256_setzero_si256();
+  const int16_t* a_sums = in.sums + (size_t{block} * 4 * lanes + lane) * 2;
+  for (uint32_t pair = 0; pair < n_lines / 2; ++pair, a_sums += lanes * 2) {
+    const __m256i m = broadcast(&unpacked.minimums[pair][word]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[v] = add_products(sums[v], m, load256(a_sums + v * 16));
+  }
+  accumulate(sums, scales, acc_m + word * kVectors * 8);
+}
+
+// y of one word for kVectors x 8 tokens from `lane` on: scales, minimums, outliers.
+template <int kVectors>
+void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, uint32_t lane,
+                 const float* acc_s, const float* acc_m, float* y) {
   const q24::Layout& l = m.view.layout;
   const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
   const __m256 d = _mm256_set1_ps(0.25f * _cvtsh_ss(row_scale[0])),
                dmin = _mm256_set1_ps(_cvtsh_ss(row_scale[1]));
-  for (uint32_t lane = 0; lane < in.n_lanes; lane += 8) {
-    __m256 sum = _mm256_fnmadd_ps(dmin, _mm256_loadu_ps(acc_m + lane),
-                                  _mm256_mul_ps(d, _mm256_loadu_ps(acc_s + lane)));
-    for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
-      const uint16_t* const word =
-          m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
-      const uint32_t col = word[0];
-      if (col >= l.padded_cols) continue;
-      const __m256i bytes = load256(in.a + (size_t{col / 4} * in.n_lanes + lane) * 4);
-      const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - col % 4 * 8));
-      const __m256 a = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_sll_epi32(bytes, up), 24));
-      const __m256 x =
-          _mm256_mul_ps(_mm256_loadu_ps(in.scales + size_t{col / kBlock} * in.n_lanes + lane), a);
-      sum = _mm256_fmadd_ps(_mm256_set1_ps(_cvtsh_ss(word[1])), x, sum);
+  __m256 sums[kVectors];
+  for (int v = 0; v < kVectors; ++v)
+    sums[v] = _mm256_fnmadd_ps(dmin, _mm256_loadu_ps(acc_m + v * 8),
+                               _mm256_mul_ps(d, _mm256_loadu_ps(acc_s + v * 8)));
+  for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
+    const uint16_t* const word =
+        m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
+    const uint32_t col = word[0];
+    if (col >= l.padded_cols) continue;
+    const __m256 delta = _mm256_set1_ps(_cvtsh_ss(word[1]));
+    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - col % 4 * 8));
+    const int8_t* const a = in.a + (size_t{col / 4} * in.n_lanes + lane) * 4;
+    const float* const scales = in.scales + size_t{col / kBlock} * in.n_lanes + lane;
+    for (int v = 0; v < kVectors; ++v) {
+      const __m256i value = _mm256_srai_epi32(_mm256_sll_epi32(load256(a + v * 32), up), 24);
+      const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scales + v * 8), _mm256_cvtepi32_ps(value));
+      sums[v] = _mm256_fmadd_ps(delta, x, sums[v]);
     }
-    _mm256_storeu_ps(y + lane, sum);
   }
+  for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(y + lane + v * 8, sums[v]);
 }
 
-void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
-  PanelScratch& unpacked = *reinterpret_cast<PanelScratch*>(scratch);
-  const size_t lanes = in.n_lanes;
-  float* const acc_s = unpacked.accumulators();
-  float* const acc_m = acc_s + kPanelRows * lanes;
-  __builtin_memset(acc_s, 0, 2 * kPanelRows * lanes * sizeof(float));
+// 8 * kVectors tokens from `lane` on: all blocks, then y.
+template <uint32_t kGroup, int kVectors>
+void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, const Input& in, uint32_t lane,
+                float* acc_s, float* y) {
+  constexpr uint32_t kLanesHere = kVectors * 8;
+  float* const acc_m = acc_s + kPanelRows * kLanesHere;
+  __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
-    unpack_block(m, panel, block, unpacked);
-    for (uint32_t w = 0; w < kPanelRows; ++w) {
-      float* const s = acc_s + w * lanes;
-      float* const minimums = acc_m + w * lanes;
-      uint32_t lane = 0;
-      for (; lane + 32 <= lanes; lane += 32)
-        block_row<4>(m, panel, block, w, unpacked, in, lane, s, minimums);
-      for (; lane < lanes; lane += 16) block_row<2>(m, panel, block, w, unpacked, in, lane, s, minimums);
-    }
+    const uint32_t rest = m.view.layout.n_lines - block * 8, n_lines = rest < 8 ? rest : 8;
+    for (uint32_t w = 0; w < kPanelRows; ++w)
+      block_row<kGroup, kVectors>(blocks[block], n_lines, block, w, in, lane, acc_s, acc_m);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
-    finish_word(m, panel, w, in, acc_s + w * lanes, acc_m + w * lanes, y + kWordRow[w] * lanes);
+    finish_word<kVectors>(m, panel, w, in, lane, acc_s + w * kLanesHere, acc_m + w * kLanesHere,
+                          y + kWordRow[w] * size_t{in.n_lanes});
+}
+
+// The whole panel is unpacked first (L2); then 32 tokens at a time, whose accumulators (8 KB) and one block of their
+// activations (4 KB) stay in L1 with that block's codes.
+template <uint32_t kGroup>
+void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
+  PanelScratch* const blocks = reinterpret_cast<PanelScratch*>(scratch);
+  for (uint32_t block = 0; block < m.n_blocks(); ++block)
+    unpack_block<kGroup>(m, panel, block, blocks[block]);
+  float* const accumulators = reinterpret_cast<float*>(blocks + m.n_blocks());
+  uint32_t lane = 0;
+  for (; lane + 32 <= in.n_lanes; lane += 32)
+    lane_group<kGroup, 4>(m, panel, blocks, in, lane, accumulators, y);
+  for (; lane < in.n_lanes; lane += 16) lane_group<kGroup, 2>(m, panel, blocks, in, lane, accumulators, y);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
-  if (!m.is_q24())
-    Avx2::plain_panel_any(m, index, in, y);
-  else if (in.n_lanes == 1)
-    q24_one(m, index, in, y);
-  else
-    q24_many(m, index, in, scratch, y);
+  if (!m.is_q24()) return Avx2::plain_panel_any(m, index, in, y);
+  const bool wide = m.view.layout.shape.group == 32;
+  if (in.n_lanes == 1) return wide ? q24_one<32>(m, index, in, y) : q24_one<16>(m, index, in, y);
+  return wide ? q24_many<32>(m, index, in, scratch, y) : q24_many<16>(m, index, in, scratch, y);
 }
 
 uint64_t read(const uint8_t* data, uint64_t size) {

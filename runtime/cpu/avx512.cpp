@@ -11,6 +11,7 @@
 
 #include "runtime/cpu/generic.h"
 #include "runtime/cpu/panel_scratch.h"
+#include "runtime/cpu/read_ahead.h"
 #include "runtime/cpu/tables.h"
 #include "runtime/cpu/vec_avx512.h"
 
@@ -117,14 +118,6 @@ __m512 add_outliers(const Matrix& m, uint32_t panel, uint32_t half, const Input&
   return sum;
 }
 
-// Weights are read once a token: fetched past L2, whose evictions would only add traffic to L3. Distances from 2 to 8 KB
-// do alike; without, one thread streams at 28 instead of 33 GB/s.
-constexpr size_t kAhead = 4096;
-void fetch_line(const uint8_t* line) {
-  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_NTA);
-  _mm_prefetch(reinterpret_cast<const char*>(line + 64), _MM_HINT_NTA);
-}
-
 template <uint32_t kGroup>
 void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
   const q24::Layout& l = m.view.layout;
@@ -133,11 +126,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
   const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
   const uint32_t first_fine = l.n_lines - l.n_fine_lines;
 
-  // The short planes are fetched a panel ahead, a line of each a step; the long ones some lines ahead in place.
-  const uint8_t* const next_fine = fine + size_t{l.n_fine_lines} * q24::kLineBytes;
-  const uint8_t* const next_slots = reinterpret_cast<const uint8_t*>(m.view.outliers) +
-                                    (size_t{panel} + 1) * l.shape.n_slots * q24::kLineBytes;
-  fetch_line(reinterpret_cast<const uint8_t*>(m.view.row_scale) + (size_t{panel} + 1) * q24::kLineBytes);
+  const ReadAhead ahead(m, panel);
 
   __m512 acc_s[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, acc_m[2] = {acc_s[0], acc_s[0]};
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
@@ -147,16 +136,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
       const int8_t* const a = in.a + size_t{line} * 16;
       const uint8_t* const hi = base + size_t{line} * q24::kLineBytes;
       const __m512i sums_a = _mm512_set1_epi32(load_word(in.sums + line));
-      fetch_line(hi + kAhead);
-      fetch_line(hi + kAhead + q24::kLineBytes);
-      _mm_prefetch(
-          reinterpret_cast<const char*>(scales + size_t{line} * (kGroup == 16 ? 32 : 16) + kAhead / 4),
-          _MM_HINT_NTA);
-      const uint32_t step = line / 2;
-      if (step < l.n_fine_lines)
-        fetch_line(next_fine + size_t{step} * q24::kLineBytes);
-      else if (step - l.n_fine_lines < l.shape.n_slots)
-        fetch_line(next_slots + size_t{step - l.n_fine_lines} * q24::kLineBytes);
+      ahead.fetch<kGroup>(hi, scales, line / 2);
       __m512i even[2], odd[2];
       for (uint32_t half = 0; half < 2; ++half) {
         even[half] = line_sums(load512(hi + half * 64), a);
