@@ -203,7 +203,7 @@ int pith_plan(const char* path, const char* const* options, pith_memory_plan* pl
     const SessionOptions resolved = resolve_options(*model, settings.session);
     const MemoryPlan bytes = plan_memory(*model, resolved);
     hand_out({0, resolved.n_ctx, bytes.weights_bytes, bytes.kv_bytes, bytes.scratch_bytes, bytes.total(),
-              bytes.n_gpu_layers, bytes.gpu_bytes},
+              bytes.n_gpu_layers, bytes.gpu_bytes, model->spec().n_layers},
              plan);
     return PITH_OK;
   });

@@ -134,6 +134,7 @@ typedef struct {
   uint64_t total_bytes;
   uint32_t n_gpu_layers; /* the model's last layers, on the GPU */
   uint64_t gpu_bytes;    /* of total_bytes, on the GPU */
+  uint32_t n_layers;     /* all of the model's; those that are not on the GPU are on the CPU */
 } pith_memory_plan;
 
 /* The memory that a session with these options (those of pith_session_open) would take. Only the file's header and

@@ -95,6 +95,16 @@ Placement place(const Model& model, const SessionOptions& options, const std::ve
   return placed;
 }
 
+std::string describe_layers(uint32_t n_layers, uint32_t n_gpu_layers) {
+  if (n_gpu_layers == 0) return fmt::format("all {} on the CPU", n_layers);
+  if (n_gpu_layers == n_layers) return fmt::format("all {} on the GPU", n_layers);
+  const auto range = [](uint32_t begin, uint32_t end) {
+    return end - begin == 1 ? std::to_string(begin) : fmt::format("{} to {}", begin, end - 1);
+  };
+  const uint32_t cut = n_layers - n_gpu_layers;
+  return fmt::format("{} on the CPU, {} on the GPU", range(0, cut), range(cut, n_layers));
+}
+
 std::unique_ptr<Backend> open_placed(std::shared_ptr<const Model> model, const SessionOptions& options,
                                      const Placement& placement, const std::vector<BackendKind>& kinds) {
   SessionOptions own = options;

@@ -18,6 +18,8 @@ struct Placement {
 // Where options leave it open ("auto"), a placement that works and a note.
 Placement place(const Model& model, const SessionOptions& options,
                 const std::vector<BackendKind>& kinds = backend_kinds());
+// Which layers lie where, for people: "0 to 11 on the CPU, 12 to 31 on the GPU".
+std::string describe_layers(uint32_t n_layers, uint32_t n_gpu_layers);
 std::unique_ptr<Backend> open_placed(std::shared_ptr<const Model> model, const SessionOptions& options,
                                      const Placement& placement,
                                      const std::vector<BackendKind>& kinds = backend_kinds());

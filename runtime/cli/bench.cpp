@@ -11,6 +11,7 @@
 #include "runtime/cpu/kernels.h"
 #include "runtime/cpu/measure.h"
 #include "runtime/model.h"
+#include "runtime/placement.h"
 #include "runtime/session.h"
 #include "runtime/thread_pool.h"
 
@@ -27,7 +28,7 @@ struct BenchCommand {
 // Medians over the repeats. The floors and shares are of a CPU; 0 on other devices.
 struct Figures {
   std::string file, device, kernels;
-  uint32_t n_threads, n_prompt, n_tokens;
+  uint32_t n_threads, n_prompt, n_tokens, n_layers, n_gpu_layers;
   uint64_t weight_bytes;  // read for one token
   double open_ms;         // from the path to a session that is ready
   double prompt_tps, tps, macs_per_s, gb_per_s;
@@ -111,6 +112,8 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
   f.file = file;
   f.device = resolved.device;
   f.n_threads = resolved.n_threads;
+  f.n_layers = model->spec().n_layers;
+  f.n_gpu_layers = static_cast<uint32_t>(resolved.gpu_layers);
   f.weight_bytes = weight_bytes_per_token(*model);
   f.open_ms = open_seconds * 1e3;
   f.prompt_tps = f.n_prompt / median(prompt);
@@ -135,6 +138,8 @@ nlohmann::ordered_json to_json(const Figures& f) {
     out["kernels"] = f.kernels;
     out["threads"] = f.n_threads;
   }
+  out["layers"] = f.n_layers;
+  out["gpu_layers"] = f.n_gpu_layers;
   out["open_ms"] = f.open_ms;
   out["prompt_tokens"] = f.n_prompt;
   out["generated_tokens"] = f.n_tokens;
@@ -154,6 +159,8 @@ nlohmann::ordered_json to_json(const Figures& f) {
 
 std::string to_lines(const Figures& f) {
   std::string on = "device " + f.device, peak_share, bandwidth_share;
+  if (f.n_gpu_layers != 0 && f.n_gpu_layers != f.n_layers)
+    on += fmt::format(" (layers {})", describe_layers(f.n_layers, f.n_gpu_layers));
   if (!f.kernels.empty()) {
     on = fmt::format("{} kernels, {} threads, device cpu", f.kernels, f.n_threads);
     peak_share = fmt::format(", {:.0f} % of the int8 peak here", 100 * f.mac_share);

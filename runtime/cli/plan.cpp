@@ -6,6 +6,7 @@
 #include "runtime/cli/handles.h"
 #include "runtime/cli/terminal.h"
 #include "runtime/gpu_plan.h"
+#include "runtime/placement.h"
 
 namespace pith::cli {
 namespace {
@@ -76,6 +77,7 @@ int run(const PlanOptions& options) {
     out["kv_bytes"] = plan.kv_bytes;
     out["scratch_bytes"] = plan.scratch_bytes;
     out["total_bytes"] = plan.total_bytes;
+    out["layers"] = plan.n_layers;
     out["gpu_layers"] = plan.n_gpu_layers;
     out["gpu_bytes"] = plan.gpu_bytes;
     write_output(out.dump(2) + "\n");
@@ -88,7 +90,7 @@ int run(const PlanOptions& options) {
                line("kv cache", plan.kv_bytes) + line("scratch", plan.scratch_bytes) +
                line("total", plan.total_bytes) +
                (plan.n_gpu_layers == 0 ? "" : line("of it GPU", plan.gpu_bytes)) +
-               (plan.n_gpu_layers == 0 ? "" : fmt::format("on GPU    {:>16} layers\n", plan.n_gpu_layers)));
+               fmt::format("layers    {}\n", describe_layers(plan.n_layers, plan.n_gpu_layers)));
   return kOk;
 }
 
