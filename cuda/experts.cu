@@ -7,13 +7,15 @@ namespace pith::cuda {
 namespace {
 
 constexpr uint32_t kWarps = 8, kMaxMatvecWarps = 12;  // the latter as in matvec_q24.cu
+constexpr uint32_t kSortWarps = 16;
 
 __global__ void __launch_bounds__(kWarp) choose_experts(const __grid_constant__ ChooseExperts args) {
   extern __shared__ __align__(128) uint8_t shared[];
   choose_experts_body(args, shared);
 }
-__global__ void __launch_bounds__(kWarps* kWarp) sort_slots(const __grid_constant__ SortSlots args) {
-  sort_slots_body(args, nullptr);
+__global__ void __launch_bounds__(kSortWarps* kWarp) sort_slots(const __grid_constant__ SortSlots args) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  sort_slots_body(args, shared);
 }
 __global__ void __launch_bounds__(kWarps* kWarp) quantize_slots(const __grid_constant__ ProductExperts args) {
   __shared__ __align__(16) uint8_t shared[kWarps * 4];
@@ -41,6 +43,36 @@ __global__ void __launch_bounds__(kGemmWarps* kWarp, 1)
   extern __shared__ __align__(128) uint8_t shared[];
   gemm_experts_body(args, shared);
 }
+__global__ void __launch_bounds__(kWarps* kWarp) halve_slots(const __grid_constant__ ProductExperts args) {
+  __shared__ __align__(16) uint8_t shared[kWarps * 4];
+  halve_slots_body(args, shared);
+}
+__global__ void __launch_bounds__(2 * kGroupThreads, 1)
+    gemm_experts_half_q24(const __grid_constant__ ProductExperts args) {
+  extern __shared__ __align__(1024) uint8_t tiles[];
+  if constexpr (kHasWarpgroups)
+    gemm_experts_half_q24_body(args, tiles);
+  else
+    __trap();
+}
+template <PlainKind kKind, bool kWarpgroups>
+__global__ void __launch_bounds__(2 * kGroupThreads, 1)
+    gemm_experts_half_plain(const __grid_constant__ ProductExperts args) {
+  extern __shared__ __align__(1024) uint8_t tiles[];
+  if constexpr (kHasWarpgroups || !kWarpgroups)
+    gemm_experts_half_plain_body<kKind, kWarpgroups>(args, tiles);
+  else
+    __trap();
+}
+void (*choose_half(const ProductExperts& args))(ProductExperts) {
+  if (args.stack.is_q24) return gemm_experts_half_q24;
+  if (args.stack.like.plain.kind == PlainKind::kF16)
+    return args.warpgroups ? gemm_experts_half_plain<PlainKind::kF16, true>
+                           : gemm_experts_half_plain<PlainKind::kF16, false>;
+  return args.warpgroups ? gemm_experts_half_plain<PlainKind::kBF16, true>
+                         : gemm_experts_half_plain<PlainKind::kBF16, false>;
+}
+
 template <PlainKind kKind, bool kVector>
 __global__ void __launch_bounds__(kWarps* kWarp, 2)
     product_experts_plain(const __grid_constant__ ProductExperts args) {
@@ -79,6 +111,11 @@ void launch_kind(const Args& args, const Launch& how) {
   }
 }
 
+void check_rows(const ProductExperts& args, uint32_t n_padded) {
+  if (n_padded % kTokenTile != 0 || n_padded < args.slots.n_slots + kTokenTile)
+    check(cudaErrorInvalidConfiguration, "product_experts");
+}
+
 }  // namespace
 
 void launch_choose_experts(const ChooseExperts& args, const Launch& how) {
@@ -87,7 +124,8 @@ void launch_choose_experts(const ChooseExperts& args, const Launch& how) {
 }
 
 void launch_sort_slots(const SortSlots& args, const Launch& how) {
-  launch("sort_slots", sort_slots, dim3(1), kWarps * kWarp, 0, how, args);
+  launch("sort_slots", sort_slots, dim3(1), kSortWarps * kWarp, sort_slots_shared_bytes(args, kSortWarps),
+         how, args);
 }
 
 void launch_matvec_experts(Pipeline pipeline, const MatvecExperts& args, const Launch& how) {
@@ -100,14 +138,22 @@ void launch_matvec_experts(Pipeline pipeline, const MatvecExperts& args, const L
 }
 
 void launch_product_experts(const ProductExperts& args, const Launch& how) {
-  if (!args.stack.is_q24) return launch_kind(args, how);
-  if (args.tokens.n_padded % kTokenTile != 0 || args.tokens.n_padded < args.slots.n_slots + kTokenTile)
-    check(cudaErrorInvalidConfiguration, "product_experts");
-  launch("quantize_slots", quantize_slots, dim3(args.slots.n_slots), kWarps * kWarp, 0, how, args);
-  const uint32_t n_tiles = (args.n_tokens + kTokenTile - 1) / kTokenTile;
-  launch("gemm_experts", gemm_experts,
-         dim3((args.stack.like.q24.n_panels + kGemmPanels - 1) / kGemmPanels, args.stack.n_experts * n_tiles),
-         kGemmWarps * kWarp, kGemmSharedBytes, how, args);
+  const uint32_t n_tiles = args.stack.n_experts * ((args.n_tokens + kTokenTile - 1) / kTokenTile);
+  if (multiplies_halves(args)) {
+    check_rows(args, args.half.n_padded);
+    const uint32_t n_rows = args.stack.is_q24 ? args.stack.like.q24.n_rows : args.stack.like.plain.n_rows;
+    launch("halve_slots", halve_slots, dim3(args.slots.n_slots), kWarps * kWarp, 0, how, args);
+    launch("gemm_experts_half", choose_half(args), dim3(n_tiles, (n_rows + kTileRows - 1) / kTileRows),
+           kGroupThreads, half_shared_bytes(args.warpgroups, args.stack.is_q24, 1), how, args);
+  } else if (args.stack.is_q24) {
+    check_rows(args, args.tokens.n_padded);
+    launch("quantize_slots", quantize_slots, dim3(args.slots.n_slots), kWarps * kWarp, 0, how, args);
+    launch("gemm_experts", gemm_experts,
+           dim3((args.stack.like.q24.n_panels + kGemmPanels - 1) / kGemmPanels, n_tiles), kGemmWarps * kWarp,
+           kGemmSharedBytes, how, args);
+  } else {
+    launch_kind(args, how);
+  }
 }
 
 void launch_combine_experts(const CombineExperts& args, const Launch& how) {

@@ -8,7 +8,7 @@
 
 namespace pith::cuda {
 
-constexpr uint32_t kSlotAlign = 4;
+constexpr uint32_t kSlotAlign = 8;  // of HalfTokens: a chunk's place depends on row % 8
 
 // Room for the slots of n_tokens, whatever is chosen.
 inline uint64_t n_slots_for(uint64_t n_tokens, uint64_t n_active, uint64_t n_experts) {
@@ -34,7 +34,7 @@ struct ExpertStack {
 // experts, or over the chosen ones (renormalize).
 struct ChooseExperts {
   const float* logits;  // [n_tokens, n_experts]
-  int32_t* expert;      // [n_tokens, n_active] ascending
+  int32_t* expert;      // [n_tokens, n_active] ascending, no two alike
   float* share;         // [n_tokens, n_active]
   uint32_t n_tokens, n_experts, n_active;
   bool renormalize;
@@ -76,11 +76,17 @@ struct ProductExperts {
   uint32_t n_tokens;  // no expert has more
   const float* x;     // [n_slots, x_stride]
   uint32_t x_stride;
-  QuantizedTokens tokens;  // scratch of n_slots + kTokenTile rows or more, for Q24
-  Output output;           // as above; out [n_slots, out_stride]
+  QuantizedTokens tokens;  // scratch of n_slots + kTokenTile rows or more, for Q24 without warpgroups
+  HalfTokens half;         // the same for 16-bit products
+  bool warpgroups;
+  Output output;  // as above; out [n_slots, out_stride]
   uint32_t out_stride;
-  uint32_t n_blocks;  // for each expert, of plain matrices
+  uint32_t n_blocks;  // for each expert, of matrices that are multiplied as vectors: 32-bit ones
 };
+// Whether the product is one in 16 bits: gemm_half.cuh.
+inline bool multiplies_halves(const ProductExperts& args) {
+  return args.stack.is_q24 ? args.warpgroups : halves_weights(args.stack.like.plain);
+}
 void launch_product_experts(const ProductExperts& args, const Launch& how);
 
 // out[t] = (add ? out[t] : 0) + scale * sum over the token's experts of share * y[slot]

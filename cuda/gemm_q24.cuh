@@ -19,8 +19,8 @@
 // Bound by: int8 tensor throughput by design (64 + 16 products against about 420 other instructions a block and warp).
 // Speed: not measured. Order of additions: blocks in order, then slots, as on the CPU; one more rounding a block.
 #pragma once
-#include "cuda/epilogue.cuh"
 #include "cuda/q24_tile.cuh"
+#include "cuda/store_tokens.cuh"
 
 namespace pith::cuda {
 
@@ -29,9 +29,8 @@ constexpr uint32_t kGemmRowBytes = kUnitCols + 16;
 constexpr uint32_t kGemmSums = kTokenTile * kGemmRowBytes;
 constexpr uint32_t kGemmScales = kGemmSums + kTokenTile * 16;
 constexpr uint32_t kGemmStageBytes = kGemmScales + kTokenTile * 4;
-constexpr uint32_t kGemmTileBytes = 32 * 33 * 4;
 constexpr uint32_t kGemmSharedBytes = 2 * kGemmStageBytes;
-static_assert(kGemmWarps * kGemmTileBytes <= kGemmSharedBytes);
+static_assert(kGemmWarps * kStoreBytes <= kGemmSharedBytes);
 
 // What a lane needs of one block of columns of its panel.
 template <uint32_t kGroup>
@@ -148,47 +147,22 @@ PITH_DEVICE void fetch_tokens(const QuantizedTokens& tokens, uint32_t block, uin
   async_commit();
 }
 
-// The warp's 32 rows x 64 tokens leave through its tile, 32 tokens at a time.
-PITH_DEVICE void store_tokens(const Q24Weights& w, const QuantizedTokens& tokens, const Output& output,
-                              uint32_t out_stride, uint32_t panel, uint32_t first_token, uint32_t lane,
-                              const GemmSums& sums, float* tile) {
-  const uint32_t g = lane / 4, t = lane % 4;
-  Best unused;
-  PITH_UNROLL
-  for (uint32_t part = 0; part < 2; ++part) {
-    PITH_UNROLL
-    for (uint32_t n = 0; n < kTokenTiles / 2; ++n) {
-      PITH_UNROLL
-      for (uint32_t i = 0; i < 8; ++i) {
-        const uint32_t row = g + 8 * (i / 2), token = n * 8 + 2 * t + i % 2;
-        tile[row * 33 + token] = sums.y[i / 4][part * (kTokenTiles / 2) + n][i % 4];
-      }
+// To a panel's tile (store_tokens.cuh) of the 32 tokens token0 ..: a lane a token.
+PITH_DEVICE void add_outliers(const Q24Weights& w, const QuantizedTokens& tokens, uint32_t panel,
+                              uint32_t token0, uint32_t lane, float* tile) {
+  if (w.n_slots == 0) return;
+  for (uint32_t word = 0; word < 32; ++word) {
+    float y = tile[q24::word_row(word) * 33 + lane];
+    for (uint32_t i = 0; i < w.n_slots; ++i) {
+      const uint32_t slot = w.outliers[(uint64_t{panel} * w.n_slots + i) * kWarp + word],
+                     column = slot & 0xffffu;
+      if (column < w.padded_cols)
+        y = fma_f32(f16_to_f32(static_cast<uint16_t>(slot >> 16)),
+                    tokens.columns[uint64_t{column} * tokens.n_padded + token0 + lane], y);
     }
-    sync_warp();
-    const uint32_t token0 = first_token + part * 32;
-    if (w.n_slots != 0) {  // a lane a token
-      for (uint32_t word = 0; word < 32; ++word) {
-        float y = tile[q24::word_row(word) * 33 + lane];
-        for (uint32_t i = 0; i < w.n_slots; ++i) {
-          const uint32_t slot = w.outliers[(uint64_t{panel} * w.n_slots + i) * kWarp + word],
-                         column = slot & 0xffffu;
-          if (column < w.padded_cols)
-            y = fma_f32(f16_to_f32(static_cast<uint16_t>(slot >> 16)),
-                        tokens.columns[uint64_t{column} * tokens.n_padded + token0 + lane], y);
-        }
-        tile[q24::word_row(word) * 33 + lane] = y;
-      }
-      sync_warp();
-    }
-    const uint32_t i = lane % 16;
-    for (uint32_t j = lane / 16; j < 32; j += 2) {  // a lane a pair of rows; two tokens at once
-      const uint32_t token = token0 + j;
-      if (token < tokens.n_tokens)
-        finish_row_pair(output, output.out + uint64_t{token} * out_stride, w.n_rows, panel, i,
-                        tile[i * 33 + j], tile[(i + 16) * 33 + j], unused);
-    }
-    sync_warp();
+    tile[q24::word_row(word) * 33 + lane] = y;
   }
+  sync_warp();
 }
 
 // The tokens first_token .. + kTokenTile.
@@ -232,9 +206,14 @@ PITH_DEVICE void gemm_q24_body(const Q24Weights& w, const QuantizedTokens& token
     });
   }
   sync_block();
-  if (works)
-    store_tokens(w, tokens, output, out_stride, panel, first_token + warp_token, lane, sums,
-                 reinterpret_cast<float*>(shared + warp * kGemmTileBytes));
+  if (works) {
+    float* const tile = reinterpret_cast<float*>(shared + warp * kStoreBytes);
+    store_tokens(
+        output, out_stride, w.n_rows, tokens.n_tokens, panel, first_token + warp_token, sums.y,
+        [](uint32_t) { return 1.0f; },
+        [&](uint32_t token0) { add_outliers(w, tokens, panel, token0, lane, tile); },
+        [](uint32_t) { return 1.0f; }, tile);
+  }
 }
 
 }  // namespace pith::cuda

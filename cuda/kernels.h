@@ -148,6 +148,49 @@ struct GemmQ24 {
 };
 void launch_gemm_q24(const GemmQ24& args, const Launch& how);
 
+// The same product in 16 bits: tokens in fp16, weights 16-bit as they are, or Q24 decoded to fp16 where the device multiplies in warpgroups.
+struct HalfTokens {
+  uint8_t* a;  // [n_cols / 64 rounded up, n_padded, 64] fp16, each row's 16-byte chunk c at place c ^ row % 8
+  float* scale;  // [n_padded] powers of two: x = scale * a
+  uint32_t n_tokens, n_padded;
+};
+
+struct HalveTokens {
+  Q24Weights q24;   // the columns' order and scales
+  uint32_t n_cols;  // or, not 0: of 16-bit weights, whose order is x's
+  Input input;      // x [n_tokens, x_stride]
+  uint32_t x_stride;
+  HalfTokens to;
+};
+void launch_halve_tokens(const HalveTokens& args, const Launch& how);
+
+// Once after upload: each row's outliers by column, as launch_gemm_half needs them.
+void launch_sort_outliers(const Q24Weights& w, const Launch& how);
+
+// warpgroups: whether the device multiplies in groups of warps (wgmma): compute capability 9.0.
+inline bool has_warpgroups(int compute_major, int compute_minor) {
+  return compute_major == 9 && compute_minor == 0;
+}
+
+struct GemmHalf {
+  Q24Weights q24;      // warpgroups only; n_rows 0: it is the other one
+  PlainWeights plain;  // fp16 or bf16, n_cols a multiple of 8
+  HalfTokens tokens;
+  Output output;  // as GemmQ24's
+  uint32_t out_stride;
+  uint32_t n_groups;  // of four warps a block, 1 or 2: choose_half_groups
+  bool warpgroups;
+};
+void launch_gemm_half(const GemmHalf& args, const Launch& how);
+uint64_t gemm_half_shared_bytes(bool warpgroups, bool is_q24, uint32_t n_groups);
+// 2 where blocks of twice the rows fit max_shared_bytes and fill n_multiprocessors as well as those of one group.
+uint32_t choose_half_groups(bool warpgroups, bool is_q24, uint32_t n_rows, uint32_t n_tokens,
+                            uint32_t n_multiprocessors, uint64_t max_shared_bytes);
+// Whether launch_gemm_half takes such weights.
+inline bool halves_weights(const PlainWeights& w) {
+  return w.kind != PlainKind::kF32 && w.n_cols % 8 == 0;
+}
+
 // x[t] = scale * row ids[t] of the embedding (plain or Q24; the other pointer's n_rows is 0)
 struct Embed {
   PlainWeights plain;

@@ -6,6 +6,7 @@
 #include "cuda/attention_decode.cuh"
 #include "cuda/attention_prefill.cuh"
 #include "cuda/experts.cuh"
+#include "cuda/gemm_half.cuh"
 #include "cuda/gemm_q24.cuh"
 #include "cuda/matvec_plain.cuh"
 #include "cuda/matvec_q24.cuh"
@@ -47,6 +48,32 @@ template <uint32_t kGroup>
 void gemm_q24(const GemmQ24& args, uint8_t* shared) {
   gemm_q24_body<kGroup>(args.w, args.tokens, args.output, args.out_stride, block_index_y() * kTokenTile,
                         shared);
+}
+
+template <uint32_t kGroup>
+void gemm_half_q24(const GemmHalf& args, uint8_t* shared) {
+  gemm_half_q24_body<kGroup>(args.q24, args.tokens, args.output, args.out_stride, block_index() * kTokenTile,
+                             block_index_y(), shared);
+}
+template <PlainKind kKind, bool kWarpgroups>
+void gemm_half_plain(const GemmHalf& args, uint8_t* shared) {
+  gemm_half_plain_body<kKind, kWarpgroups>(args.plain, args.tokens, args.output, args.out_stride,
+                                           block_index() * kTokenTile, block_index_y(), shared);
+}
+auto choose_half(const GemmHalf& args) {
+  if (args.q24.n_rows != 0) return args.q24.group == 16 ? gemm_half_q24<16> : gemm_half_q24<32>;
+  if (args.plain.kind == PlainKind::kF16)
+    return args.warpgroups ? gemm_half_plain<PlainKind::kF16, true> : gemm_half_plain<PlainKind::kF16, false>;
+  return args.warpgroups ? gemm_half_plain<PlainKind::kBF16, true> : gemm_half_plain<PlainKind::kBF16, false>;
+}
+
+auto choose_half(const ProductExperts& args) {
+  if (args.stack.is_q24) return gemm_experts_half_q24_body;
+  if (args.stack.like.plain.kind == PlainKind::kF16)
+    return args.warpgroups ? gemm_experts_half_plain_body<PlainKind::kF16, true>
+                           : gemm_experts_half_plain_body<PlainKind::kF16, false>;
+  return args.warpgroups ? gemm_experts_half_plain_body<PlainKind::kBF16, true>
+                         : gemm_experts_half_plain_body<PlainKind::kBF16, false>;
 }
 
 template <PlainKind kKind, bool kVector, bool kOneToken>
@@ -121,6 +148,25 @@ void launch_gemm_q24(const GemmQ24& args, const Launch& how) {
                   kGemmSharedBytes, how, args);
 }
 
+void launch_halve_tokens(const HalveTokens& args, const Launch& how) {
+  launch<HalveTokens>(halve_tokens_body, {args.to.n_tokens, 1, kWarps * kWarp}, kWarps * 4, how, args);
+}
+
+void launch_sort_outliers(const Q24Weights& w, const Launch& how) {
+  if (w.n_slots >= 2) launch<Q24Weights>(sort_outliers_body, {w.n_panels, 1, kWarp}, 0, how, w);
+}
+
+uint64_t gemm_half_shared_bytes(bool warpgroups, bool is_q24, uint32_t n_groups) {
+  return half_shared_bytes(warpgroups, is_q24, n_groups);
+}
+
+void launch_gemm_half(const GemmHalf& args, const Launch& how) {
+  const bool is_q24 = args.q24.n_rows != 0;
+  const HalfGrid grid(is_q24 ? args.q24.n_rows : args.plain.n_rows, args.tokens.n_tokens, args.n_groups);
+  launch<GemmHalf>(choose_half(args), {grid.n_token_tiles, grid.n_row_tiles, args.n_groups * kGroupThreads},
+                   gemm_half_shared_bytes(args.warpgroups, is_q24, args.n_groups), how, args);
+}
+
 void launch_embed(const Embed& args, const Launch& how) {
   launch<Embed>(embed_body, {args.n_tokens, 1, kWarps * kWarp}, 0, how, args);
 }
@@ -163,7 +209,8 @@ void launch_choose_experts(const ChooseExperts& args, const Launch& how) {
 }
 
 void launch_sort_slots(const SortSlots& args, const Launch& how) {
-  launch<SortSlots>(sort_slots_body, {1, 1, kWarps * kWarp}, 0, how, args);
+  launch<SortSlots>(sort_slots_body, {1, 1, kWarps * kWarp}, sort_slots_shared_bytes(args, kWarps), how,
+                    args);
 }
 
 void launch_matvec_experts(Pipeline pipeline, const MatvecExperts& args, const Launch& how) {
@@ -186,14 +233,20 @@ void launch_matvec_experts(Pipeline pipeline, const MatvecExperts& args, const L
 
 void launch_product_experts(const ProductExperts& args, const Launch& how) {
   const ExpertMatrix& like = args.stack.like;
+  const uint32_t n_tiles = args.stack.n_experts * ((args.n_tokens + kTokenTile - 1) / kTokenTile);
+  if (multiplies_halves(args)) {
+    const uint32_t n_rows = args.stack.is_q24 ? like.q24.n_rows : like.plain.n_rows;
+    launch<ProductExperts>(halve_slots_body, {args.slots.n_slots, 1, kWarps * kWarp}, kWarps * 4, how, args);
+    return launch<ProductExperts>(choose_half(args),
+                                  {n_tiles, (n_rows + kTileRows - 1) / kTileRows, kGroupThreads},
+                                  half_shared_bytes(args.warpgroups, args.stack.is_q24, 1), how, args);
+  }
   if (args.stack.is_q24) {
     launch<ProductExperts>(quantize_slots_body, {args.slots.n_slots, 1, kWarps * kWarp}, kWarps * 4, how,
                            args);
-    const uint32_t n_tiles = (args.n_tokens + kTokenTile - 1) / kTokenTile;
-    return launch<ProductExperts>(gemm_experts_body,
-                                  {(like.q24.n_panels + kGemmPanels - 1) / kGemmPanels,
-                                   args.stack.n_experts * n_tiles, kGemmWarps * kWarp},
-                                  kGemmSharedBytes, how, args);
+    return launch<ProductExperts>(
+        gemm_experts_body, {(like.q24.n_panels + kGemmPanels - 1) / kGemmPanels, n_tiles, kGemmWarps * kWarp},
+        kGemmSharedBytes, how, args);
   }
   const bool vector = plain_rows_are_vectors(like.plain, args.x_stride);
   for_kind(like.plain.kind, [&](auto kind) {

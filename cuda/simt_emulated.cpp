@@ -2,8 +2,10 @@
 //
 // A block's threads run in turn; each runs until it must wait, then the next one that need not goes on. When nobody can, the block is
 // deadlocked. Warp collectives check that all lanes are at the same one.
+#include <array>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -25,10 +27,10 @@ struct PendingCopy {
   size_t n_bytes;
 };
 
-void finish(std::vector<PendingCopy>& copies) {
-  for (const PendingCopy& c : copies) std::memcpy(c.to, c.from, c.n_bytes);
-  copies.clear();
-}
+struct Product {
+  float (*sums)[4];  // [16][4] of one thread
+  uint64_t a, b;
+};
 
 // As an mbarrier: a phase ends when all arrivals are in and as many bytes came as were announced.
 struct CopyBarrier {
@@ -63,6 +65,12 @@ struct Thread {
   bool (*may_go_on)(const void* condition) = nullptr;
   const void* condition = nullptr;
   std::vector<std::vector<PendingCopy>> groups{1};  // cp.async: the last one is still open
+  std::vector<std::pair<size_t, size_t>>
+      stored;  // offset and size in shared memory, since its last proxy fence
+  // Warpgroup products: batches, the last one still open; what the sums under way are worth.
+  std::vector<std::vector<Product>> batches{1};
+  std::unordered_map<float (*)[4], std::array<float, 64>> sums;
+  bool may_multiply = false;  // a warpgroup_fence() since the last batch
 };
 
 struct Machine {
@@ -70,6 +78,8 @@ struct Machine {
   uint32_t block = 0, block_y = 0, current = 0;
   const std::function<void(uint8_t*)>* body = nullptr;
   uint8_t* shared = nullptr;
+  std::vector<uint8_t>
+      async_view;  // shared memory as the asynchronous proxy sees it; 0xff (fp16 NaN): not at all
   std::vector<Thread> threads;
   std::vector<WarpState> warps;
   NamedBarrier named[16];
@@ -84,6 +94,28 @@ Thread& self() {
 }
 WarpState& my_warp() {
   return machine->warps[machine->current / kWarp];
+}
+
+// Offset in the block's shared memory; false where p is not in it.
+bool shared_offset(const void* p, size_t& offset) {
+  offset = static_cast<size_t>(static_cast<const uint8_t*>(p) - machine->shared);
+  return static_cast<const uint8_t*>(p) >= machine->shared && offset < machine->async_view.size();
+}
+void hide_from_async(const void* p, size_t n_bytes) {
+  if (size_t at; shared_offset(p, at)) std::memset(machine->async_view.data() + at, 0xff, n_bytes);
+}
+
+// cp.async is a store of the thread that waits for it, a bulk copy one of the asynchronous proxy.
+void finish(std::vector<PendingCopy>& copies, bool by_async_proxy) {
+  for (const PendingCopy& c : copies) {
+    std::memcpy(c.to, c.from, c.n_bytes);
+    size_t at;
+    if (!by_async_proxy)
+      note_store(c.to, c.n_bytes);
+    else if (shared_offset(c.to, at))
+      std::memcpy(machine->async_view.data() + at, c.from, c.n_bytes);
+  }
+  copies.clear();
 }
 
 template <typename Condition>
@@ -102,6 +134,7 @@ void thread_main() {
     (*machine->body)(machine->shared);
     for (const auto& group : self().groups)
       if (!group.empty()) fail("a thread ended with asynchronous copies that nobody waited for");
+    if (!self().sums.empty()) fail("a thread ended with products that nobody waited for");
   } catch (...) {
     machine->failure = std::current_exception();
   }
@@ -111,11 +144,12 @@ void thread_main() {
 
 void run_block(size_t n_shared_bytes) {
   void* shared = nullptr;
-  if (posix_memalign(&shared, 128, n_shared_bytes + (n_shared_bytes == 0)) != 0) throw std::bad_alloc();
+  if (posix_memalign(&shared, 1024, n_shared_bytes + (n_shared_bytes == 0)) != 0) throw std::bad_alloc();
   const std::unique_ptr<void, decltype(&std::free)> owner(shared, &std::free);
   std::memset(shared, kGarbage, n_shared_bytes);
   Machine& m = *machine;
   m.shared = static_cast<uint8_t*>(shared);
+  m.async_view.assign(n_shared_bytes, 0xff);
   m.warps.assign(m.grid.n_threads / kWarp, WarpState{});
   m.barriers.clear();
   for (NamedBarrier& b : m.named) b = NamedBarrier{};
@@ -123,6 +157,10 @@ void run_block(size_t n_shared_bytes) {
     t.done = false;
     t.may_go_on = nullptr;
     t.groups.assign(1, {});
+    t.stored.clear();
+    t.batches.assign(1, {});
+    t.sums.clear();
+    t.may_multiply = false;
     t.fiber->reset(thread_main);
   }
   for (uint32_t n_done = 0; n_done < m.grid.n_threads;) {
@@ -149,6 +187,13 @@ void run_block(size_t n_shared_bytes) {
 void fail(const char* what) {
   throw std::runtime_error(std::string("emulation: ") + what + " (block " + std::to_string(block_index()) +
                            ", thread " + std::to_string(thread_index()) + ")");
+}
+
+void note_store(const void* p, size_t n_bytes) {
+  size_t at;
+  if (!shared_offset(p, at)) return;
+  hide_from_async(p, n_bytes);
+  self().stored.emplace_back(at, n_bytes);
 }
 
 void run(const Grid& grid, size_t n_shared_bytes, const std::function<void(uint8_t*)>& body) {
@@ -274,6 +319,7 @@ void async_copy16(void* to, const void* from) {
   emulation::require_aligned(to, 16);
   emulation::require_aligned(from, 16);
   std::memset(to, emulation::kGarbage, 16);
+  emulation::hide_from_async(to, 16);
   emulation::self().groups.back().push_back({to, from, 16});
 }
 
@@ -284,7 +330,7 @@ void async_commit() {
 void async_wait_pending(uint32_t n_pending) {
   auto& groups = emulation::self().groups;
   while (groups.size() > n_pending + 1) {
-    emulation::finish(groups.front());
+    emulation::finish(groups.front(), false);
     groups.erase(groups.begin());
   }
 }
@@ -313,6 +359,7 @@ void bulk_copy(void* to, const void* from, uint32_t n_bytes, uint64_t* address) 
   emulation::require_aligned(from, 16);
   if (n_bytes == 0 || n_bytes % 16 != 0) emulation::fail("bulk_copy of a size that is not a multiple of 16");
   std::memset(to, emulation::kGarbage, n_bytes);
+  emulation::hide_from_async(to, n_bytes);
   find_barrier(address).copies.push_back({to, from, n_bytes});
 }
 
@@ -323,11 +370,109 @@ void barrier_wait(uint64_t* address, uint32_t parity) {
     if (barrier.arrived == barrier.n_arrivals) {
       for (const emulation::PendingCopy& c : barrier.copies)
         barrier.bytes_missing -= static_cast<int64_t>(c.n_bytes);
-      emulation::finish(barrier.copies);
+      emulation::finish(barrier.copies, true);
       barrier.end_phase_if_done();
     }
     return (barrier.phase & 1) != parity;
   });
+}
+
+namespace {
+
+constexpr uint32_t kSharedBase = 1024;  // as on sm_90, where the first KiB is the system's
+
+// Where fp16 (row, column) of a descriptor's matrix lies: 8 rows of 128 bytes every `stride` bytes, address bits 4..6 exclusive-ored with
+// bits 7..9.
+float matrix_value(uint64_t descriptor, uint32_t row, uint32_t column) {
+  const uint32_t begin = static_cast<uint32_t>(descriptor & 0x3fff) << 4,
+                 stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
+  uint32_t at = begin + row / 8 * stride + row % 8 * 128 + column * 2;
+  at ^= (at >> 7 & 7) << 4;
+  if (at < kSharedBase || at - kSharedBase + 2 > machine->async_view.size())
+    emulation::fail("a matrix outside of shared memory");
+  uint16_t half;
+  std::memcpy(&half, machine->async_view.data() + (at - kSharedBase), 2);
+  return f16_to_float(half);
+}
+
+void multiply(const emulation::Product& p, std::array<float, 64>& sums) {
+  const uint32_t lane = thread_index() % kWarp, g = lane / 4, t = lane % 4,
+                 row = thread_index() / kWarp % 4 * 16 + g;
+  float a[2][16];
+  for (uint32_t i = 0; i < 2; ++i)
+    for (uint32_t k = 0; k < 16; ++k) a[i][k] = matrix_value(p.a, row + 8 * i, k);
+  for (uint32_t n = 0; n < 32; ++n) {  // this thread's columns
+    const uint32_t column = n / 2 * 8 + 2 * t + n % 2;
+    for (uint32_t k = 0; k < 16; ++k) {
+      const float b = matrix_value(p.b, column, k);
+      sums[n / 2 * 4 + n % 2] += a[0][k] * b;
+      sums[n / 2 * 4 + 2 + n % 2] += a[1][k] * b;
+    }
+  }
+}
+
+}  // namespace
+
+uint32_t shared_address(const void* p) {
+  size_t at;
+  if (!emulation::shared_offset(p, at)) emulation::fail("a shared address that is none");
+  return kSharedBase + static_cast<uint32_t>(at);
+}
+
+void fence_async_proxy() {
+  emulation::Thread& thread = emulation::self();
+  for (const auto& [at, n_bytes] : thread.stored)
+    std::memcpy(machine->async_view.data() + at, machine->shared + at, n_bytes);
+  thread.stored.clear();
+}
+
+void warpgroup_fence() {
+  emulation::exchange("warpgroup_fence", nullptr, 0);
+  emulation::self().may_multiply = true;
+}
+
+void warpgroup_mma(float (&c)[16][4], uint64_t a, uint64_t b) {
+  const uint64_t mine[2] = {a, b};
+  const uint8_t* const all = emulation::exchange("warpgroup_mma", mine, sizeof mine);
+  for (uint32_t lane = 0; lane < kWarp; ++lane)
+    if (std::memcmp(all + lane * emulation::kLaneBytes, mine, sizeof mine) != 0)
+      emulation::fail("the lanes of a warp name different matrices");
+  emulation::Thread& thread = emulation::self();
+  if (!thread.may_multiply) emulation::fail("warpgroup_mma without a warpgroup_fence before its batch");
+  for (const uint64_t d : mine)  // 128-byte swizzle, no base offset, rows from a multiple of a KiB
+    if (d >> 62 != 1 || (d >> 49 & 7) != 0 || (d & 0x38) != 0)
+      emulation::fail("a matrix descriptor of another form than simt.cuh has");
+  const auto [found, is_first] = thread.sums.try_emplace(c);
+  if (is_first) std::memcpy(found->second.data(), c, sizeof c);
+  for (auto& tile : c)
+    for (float& v : tile) {
+      if (!is_first && !std::isnan(v))
+        emulation::fail("sums were written while their products were under way");
+      v = std::numeric_limits<float>::quiet_NaN();
+    }
+  thread.batches.back().push_back({c, a, b});
+}
+
+void warpgroup_commit() {
+  emulation::exchange("warpgroup_commit", nullptr, 0);
+  emulation::self().batches.emplace_back();
+  emulation::self().may_multiply = false;
+}
+
+void warpgroup_wait_pending(uint32_t n_pending) {
+  emulation::Thread& thread = emulation::self();
+  while (thread.batches.size() > n_pending + 1) {
+    for (const emulation::Product& p : thread.batches.front()) multiply(p, thread.sums.at(p.sums));
+    thread.batches.erase(thread.batches.begin());
+  }
+  for (auto it = thread.sums.begin(); it != thread.sums.end();) {
+    bool is_under_way = false;
+    for (const auto& batch : thread.batches)
+      for (const emulation::Product& p : batch) is_under_way |= p.sums == it->first;
+    if (!is_under_way) std::memcpy(it->first, it->second.data(), sizeof it->second);
+    it = is_under_way ? std::next(it) : thread.sums.erase(it);
+  }
+  emulation::exchange("warpgroup_wait", nullptr, 0);
 }
 
 }  // namespace pith::cuda

@@ -30,6 +30,8 @@ void run(const Grid& grid, size_t n_shared_bytes, const std::function<void(uint8
 constexpr size_t kLaneBytes = 32;
 const uint8_t* exchange(const char* what, const void* value, size_t n_bytes);
 [[noreturn]] void fail(const char* what);
+// A thread stored to p: if that is shared memory, what goes through the asynchronous proxy does not see it yet.
+void note_store(const void* p, size_t n_bytes);
 
 inline void require_aligned(const void* p, size_t alignment) {
   if (reinterpret_cast<uintptr_t>(p) % alignment != 0) fail("misaligned access");
@@ -45,6 +47,7 @@ template <typename T>
 void store(void* p, T v) {
   require_aligned(p, sizeof(T));
   std::memcpy(p, &v, sizeof v);
+  note_store(p, sizeof v);
 }
 
 }  // namespace emulation
@@ -118,6 +121,9 @@ inline void prefetch_l2(const void*) {}
 inline void store4(void* p, uint32_t v) {
   emulation::store(p, v);
 }
+inline void store2(void* p, uint16_t v) {
+  emulation::store(p, v);
+}
 
 // ---- Asynchronous copies: the target is filled with garbage at once and written when it is waited for ----
 void async_copy16(void* to, const void* from);
@@ -132,6 +138,21 @@ inline void barrier_init_fence() {}
 void barrier_arrive_expect(uint64_t* barrier, uint32_t n_bytes);
 void barrier_wait(uint64_t* barrier, uint32_t parity);
 void bulk_copy(void* to, const void* from, uint32_t n_bytes, uint64_t* barrier);
+
+// ---- Warpgroups: products are made when they are waited for, of what fence_async_proxy() and bulk copies let them see by then; until
+// then the sums are NaN ----
+constexpr bool kHasWarpgroups = true;
+uint32_t shared_address(const void* p);
+void fence_async_proxy();
+void warpgroup_mma(float (&c)[16][4], uint64_t a, uint64_t b);
+void warpgroup_fence();
+void warpgroup_commit();
+void warpgroup_wait_pending(uint32_t n_pending);
+template <int kPending>
+void warpgroup_wait() {
+  warpgroup_wait_pending(kPending);
+}
+inline void warpgroup_result(float&) {}
 
 // ---- Arithmetic ----
 inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
@@ -163,6 +184,21 @@ inline float bf16_to_f32(uint16_t h) {
 }
 inline uint32_t pack_f16(float low, float high) {
   return f32_to_f16(low) | uint32_t{f32_to_f16(high)} << 16;
+}
+// Rounded to float first: may differ from the GPU's in the last bit where that ends between two fp16.
+inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d = 0;
+  for (uint32_t i = 0; i < 2; ++i) {
+    const auto half = [i](uint32_t v) { return double{f16_to_float(static_cast<uint16_t>(v >> 16 * i))}; };
+    d |= uint32_t{float_to_f16(static_cast<float>(half(a) * half(b) + half(c)))} << 16 * i;
+  }
+  return d;
+}
+inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+  return fma_f16x2(a, b, 0x80008000u);
+}
+inline uint32_t add_f16x2(uint32_t a, uint32_t b) {
+  return fma_f16x2(a, 0x3c003c00u, b);
 }
 inline float fma_f32(float a, float b, float c) {
   return std::fma(a, b, c);

@@ -32,8 +32,8 @@ GpuPlan plan_one(const Shape& s, double bits) {
   const uint64_t n = kGpuPlanChunk;
   plan.scratch_bytes =
       n * 4 * (s.dim + q_rows + 2 * kv_rows + q_rows + s.ffn_dim)  // residual, qkv, attention, hidden
-      + n * (is_plain ? s.dim * 4 : s.ffn_dim * (4 + 1) + s.ffn_dim / 128 * 20)  // normed, or quantized
-      + 16 * kVocab * 4 + kGpuPlanTokens * kHeadDim * 4;                         // logits, cos and sin
+      + n * (is_plain ? s.ffn_dim * 2 : s.ffn_dim * (4 + 1) + s.ffn_dim / 128 * 20)  // tokens in 16 or 8 bits
+      + 16 * kVocab * 4 + kGpuPlanTokens * kHeadDim * 4;                             // logits, cos and sin
   plan.token_bytes = plan.weights_bytes - embedding + plan.kv_bytes;
   for (size_t i = 0; i < kGpuSizes.size(); ++i) {
     const uint64_t usable = kGpuSizes[i] - kGpuReserveBytes;

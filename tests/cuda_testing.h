@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -63,7 +64,8 @@ struct Matrix {
   Q24Weights weights;
 };
 
-inline Matrix random_matrix(const q24::Shape& shape) {
+// `edit` changes what is packed.
+inline Matrix random_matrix(const q24::Shape& shape, const std::function<void(q24::Unpacked&)>& edit = {}) {
   Matrix m;
   m.layout = q24::make_layout(shape);
   q24::Unpacked& u = m.unpacked;
@@ -89,6 +91,7 @@ inline Matrix random_matrix(const q24::Shape& shape) {
       u.outlier_delta.push_back(float_to_f16(normal()));
     }
   }
+  if (edit) edit(u);
   m.packed.resize(m.layout.size_bytes);
   q24::pack(u, m.packed);
   m.bytes = to_device(m.packed, 1024);  // what must be readable after a tensor
@@ -150,6 +153,39 @@ inline Reference reference_matvec(const Matrix& m, const std::vector<float>& x) 
     ref.magnitude.push_back(magnitude);
   }
   return ref;
+}
+
+// The formula of format/q24.h, without rounding; and the sum of the terms' absolute values, code and minimum apart.
+inline Reference exact_matvec(const Matrix& m, const std::vector<float>& x) {
+  const q24::Unpacked& u = m.unpacked;
+  const q24::Shape& s = u.shape;
+  const uint32_t padded = m.layout.padded_cols;
+  Reference ref;
+  for (uint32_t r = 0; r < s.n_rows; ++r) {
+    double y = 0, magnitude = 0;
+    const auto add = [&](uint32_t c, double w) {
+      if (u.perm[c] == 0xffff) return;
+      const double term = w * x[u.perm[c]] * f16_to_float(u.col_scale[c / 16]);
+      y += term;
+      magnitude += std::fabs(term);
+    };
+    for (uint32_t c = 0; c < padded; ++c) {
+      const uint32_t g = r * (padded / s.group) + c / s.group;
+      add(c, double{f16_to_float(u.d[r])} * u.s[g] * u.codes[r * padded + c] *
+                 (c < padded - s.n_fine ? 1 : 0.25));
+      add(c, -double{f16_to_float(u.dmin[r])} * u.m[g]);
+    }
+    for (uint32_t i = r * s.n_slots; i < (r + 1) * s.n_slots; ++i)
+      add(u.outlier_col[i], f16_to_float(u.outlier_delta[i]));
+    ref.y.push_back(y);
+    ref.magnitude.push_back(magnitude);
+  }
+  return ref;
+}
+
+inline bool device_has_warpgroups() {
+  const DeviceInfo device = list_devices().devices.front();
+  return has_warpgroups(device.compute_major, device.compute_minor);
 }
 
 // Additions in any order and two roundings a term: at most (terms + 2) ulps of the sum of magnitudes.

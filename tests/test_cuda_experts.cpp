@@ -26,12 +26,14 @@ struct Stack {
     table = to_device(entries);
     stack = {table.as<ExpertMatrix>(), entries[0], 3, true};
   }
-  void check(uint32_t expert, const std::vector<float>& x, const float* found) const {
+  // halves: by a 16-bit product, whose roundings test_cuda_products.cpp counts: no term is off by more than 4 * 2^-12.
+  void check(uint32_t expert, const std::vector<float>& x, const float* found, bool halves = false) const {
     const Matrix& m = matrices[expert];
-    const Reference ref = reference_matvec(m, x);
+    const Reference ref = halves ? exact_matvec(m, x) : reference_matvec(m, x);
     for (uint32_t r = 0; r < ref.y.size(); ++r) {
       INFO("expert " << expert << " row " << r);
-      REQUIRE(std::fabs(found[r] - ref.y[r] - biases[expert][r]) <= bound(m, ref, r) + 1e-6);
+      REQUIRE(std::fabs(found[r] - ref.y[r] - biases[expert][r]) <=
+              (halves ? 0x1p-10 * ref.magnitude[r] : bound(m, ref, r)) + 1e-6);
     }
   }
   std::vector<Matrix> matrices;
@@ -98,7 +100,16 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("sort_slots gives every choice a slot of its own, by expert, from a multiple of four") {
+TEST_CASE("choose_experts chooses different experts even where logits are no numbers") {
+  const float nan = std::nanf("");
+  const std::vector<float> logits = {nan, 1, nan, -INFINITY, nan, nan, nan, nan};
+  const DeviceBuffer device_logits = to_device(logits), expert = poisoned(2 * 3), share = poisoned(2 * 3);
+  launch_choose_experts({device_logits.as<float>(), expert.as<int32_t>(), share.as<float>(), 2, 4, 3, true},
+                        how());
+  REQUIRE(to_host<int32_t>(expert, 6) == std::vector<int32_t>{0, 1, 2, 0, 1, 2});
+}
+
+TEST_CASE("sort_slots gives every choice a slot of its own, by expert, from a multiple of eight") {
   const std::vector<int32_t> choices = {0, 3, 3, 6, 0, 3, 1, 3, 3, 6};  // 5 tokens, 2 of 7 experts each
   const Slots s(choices, 5, 7);
   REQUIRE(s.count == std::vector<int32_t>{2, 1, 0, 5, 0, 0, 2});
@@ -152,28 +163,36 @@ TEST_CASE("product_experts multiplies every slot with its expert's matrix, more 
   const uint32_t n_padded = (s.n_slots + 2 * kTokenTile - 1) / kTokenTile * kTokenTile, n_blocks = 2;
   const DeviceBuffer device_x = to_device(x), out = poisoned(s.n_slots * kRows),
                      a = poisoned(n_blocks * n_padded * 32), sums = poisoned(n_blocks * n_padded * 4),
-                     scale = poisoned(n_blocks * n_padded), columns = poisoned(kCols * n_padded);
-  Output output;
-  output.out = out.as<float>();
-  launch_product_experts({stack.stack,
-                          s.slots,
-                          kTokens,
-                          device_x.as<float>(),
-                          kCols,
-                          {a.data(), sums.data(), scale.as<float>(), columns.as<float>(), 0, n_padded},
-                          output,
-                          kRows,
-                          2},
-                         how());
-  const std::vector<float> found = to_host<float>(out, s.n_slots * kRows);
-  for (uint32_t slot = 0; slot < s.n_slots; ++slot)
-    if (s.expert[slot] >= 0)
-      stack.check(static_cast<uint32_t>(s.expert[slot]),
-                  {x.begin() + slot * kCols, x.begin() + (slot + 1) * kCols}, found.data() + slot * kRows);
+                     scale = poisoned(n_blocks * n_padded), columns = poisoned(kCols * n_padded),
+                     half = poisoned(kCols * n_padded / 2), half_scale = poisoned(n_padded);
+  for (const Matrix& m : stack.matrices) launch_sort_outliers(m.weights, how());
+  ProductExperts args{};
+  args.stack = stack.stack;
+  args.slots = s.slots;
+  args.n_tokens = kTokens;
+  args.x = device_x.as<float>();
+  args.x_stride = kCols;
+  args.tokens = {a.data(), sums.data(), scale.as<float>(), columns.as<float>(), 0, n_padded};
+  args.half = {half.data(), half_scale.as<float>(), 0, n_padded};
+  args.output.out = out.as<float>();
+  args.out_stride = kRows;
+  for (const bool warpgroups : {false, true}) {
+    if (warpgroups && !device_has_warpgroups()) continue;
+    args.warpgroups = warpgroups;
+    launch_product_experts(args, how());
+    const std::vector<float> found = to_host<float>(out, s.n_slots * kRows);
+    for (uint32_t slot = 0; slot < s.n_slots; ++slot)
+      if (s.expert[slot] >= 0)
+        stack.check(static_cast<uint32_t>(s.expert[slot]),
+                    {x.begin() + slot * kCols, x.begin() + (slot + 1) * kCols}, found.data() + slot * kRows,
+                    warpgroups);
+  }
 }
 
+// 72 columns: products of 128 tokens; 71: four tokens at a time.
 TEST_CASE("experts of 16-bit weights are multiplied like those of Q24") {
-  constexpr uint32_t kTokens = 6, kExperts = 3, kCols = 72, kRows = 33;
+  constexpr uint32_t kTokens = 6, kExperts = 3, kRows = 33;
+  const uint32_t kCols = GENERATE(72u, 71u);
   std::vector<DeviceBuffer> data;
   std::vector<std::vector<float>> weights;
   std::vector<ExpertMatrix> entries;
@@ -196,14 +215,34 @@ TEST_CASE("experts of 16-bit weights are multiplied like those of Q24") {
     const std::vector<float> found = to_host<float>(out, expert.size() * kRows);
     for (uint32_t i = 0; i < expert.size(); ++i)
       for (uint32_t r = 0; expert[i] >= 0 && r < kRows; ++r) {
-        double y = 0;
-        for (uint32_t c = 0; c < kCols; ++c)
-          y += double{weights[static_cast<size_t>(expert[i])][r * kCols + c]} * x[i * kCols + c];
-        REQUIRE(found[i * kRows + r] == Approx(y).margin(1e-4));
+        double y = 0, magnitude = 0;
+        for (uint32_t c = 0; c < kCols; ++c) {
+          const double term =
+              double{weights[static_cast<size_t>(expert[i])][r * kCols + c]} * x[i * kCols + c];
+          y += term;
+          magnitude += std::fabs(term);
+        }
+        REQUIRE(std::fabs(found[i * kRows + r] - y) <= 0x1p-11 * magnitude);
       }
   };
-  launch_product_experts({stack, s.slots, kTokens, device_x.as<float>(), kCols, {}, output, kRows, 2}, how());
-  check(s.expert);
+  const uint32_t n_padded = 2 * kTokenTile;
+  const DeviceBuffer half = poisoned(size_t{n_padded} * 64), half_scale = poisoned(n_padded);
+  for (const bool warpgroups : {false, true}) {
+    if (warpgroups && !device_has_warpgroups()) continue;
+    launch_product_experts({stack,
+                            s.slots,
+                            kTokens,
+                            device_x.as<float>(),
+                            kCols,
+                            {},
+                            {half.data(), half_scale.as<float>(), 0, n_padded},
+                            warpgroups,
+                            output,
+                            kRows,
+                            2},
+                           how());
+    check(s.expert);
+  }
   launch_matvec_experts(
       Pipeline::kRegisters,
       {stack, s.choice.as<int32_t>(), 2, {device_x.as<float>(), nullptr, 0}, kCols, output, kRows, {2, 8, 1}},

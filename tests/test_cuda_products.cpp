@@ -60,6 +60,112 @@ void check_gemm(const q24::Shape& shape, uint32_t n_tokens) {
   }
 }
 
+// How far 16-bit products may be off: x is rounded to 2^-11 of itself and 2^-25 of the largest, weights in the minimum (twice), in each code
+// plane's fma and by an outlier, each 2^-11 of what is rounded; float sums of n terms.
+void check_gemm_half(const q24::Shape& shape, uint32_t n_tokens, uint32_t n_groups,
+                     const std::function<void(q24::Unpacked&)>& edit = {}) {
+  INFO("rows " << shape.n_rows << " cols " << shape.n_cols << " group " << shape.group << " fine "
+               << shape.n_fine << " slots " << shape.n_slots << " tokens " << n_tokens << " groups "
+               << n_groups);
+  const Matrix m = random_matrix(shape, edit);
+  const q24::Unpacked& u = m.unpacked;
+  const uint32_t n_padded = (n_tokens + kTokenTile - 1) / kTokenTile * kTokenTile,
+                 padded = m.layout.padded_cols;
+  const uint32_t stride = shape.n_cols + 3, out_stride = shape.n_rows + 5;
+  const std::vector<float> x = random_vector(n_tokens * stride);
+  const DeviceBuffer input = to_device(x), out = poisoned(size_t{n_tokens} * out_stride),
+                     a = poisoned(size_t{n_padded} * padded / 2), scale = poisoned(n_padded);
+  const HalfTokens tokens{a.data(), scale.as<float>(), n_tokens, n_padded};
+  launch_sort_outliers(m.weights, how());
+  launch_halve_tokens({m.weights, 0, {input.as<float>(), nullptr, 0}, stride, tokens}, how());
+  GemmHalf args{m.weights, {}, tokens, {}, out_stride, n_groups, true};
+  args.output.out = out.as<float>();
+  launch_gemm_half(args, how());
+  const std::vector<float> found = to_host<float>(out, n_tokens * out_stride);
+  for (uint32_t r = 0; r < shape.n_rows; ++r) {
+    std::vector<double> w(padded), error(padded);
+    const double d = f16_to_float(u.d[r]), dmin = f16_to_float(u.dmin[r]);
+    for (uint32_t c = 0; c < padded; ++c) {
+      const uint32_t g = r * (padded / shape.group) + c / shape.group;
+      const double code = d * u.s[g] * u.codes[r * padded + c] * (c < padded - shape.n_fine ? 1 : 0.25);
+      const double minimum = dmin * u.m[g];
+      w[c] = code - minimum;
+      error[c] = 0x1p-12 * (2 * std::fabs(minimum) + 2 * std::fabs(w[c]) + std::fabs(code));
+    }
+    for (uint32_t i = 0; i < shape.n_slots; ++i) {
+      const double delta = f16_to_float(u.outlier_delta[r * shape.n_slots + i]);
+      const uint32_t c = u.outlier_col[r * shape.n_slots + i];
+      w[c] += delta;
+      error[c] += 0x1p-12 * (std::fabs(delta) + std::fabs(w[c]));
+    }
+    for (uint32_t t = 0; t < n_tokens; ++t) {
+      double y = 0, allowed = 1e-30, largest = 0;
+      std::vector<double> v(padded);
+      for (uint32_t c = 0; c < padded; ++c)
+        if (u.perm[c] != 0xffff) v[c] = double{x[t * stride + u.perm[c]]} * f16_to_float(u.col_scale[c / 16]);
+      for (const double value : v) largest = std::max(largest, std::fabs(value));
+      for (uint32_t c = 0; c < padded; ++c) {
+        y += w[c] * v[c];
+        allowed += error[c] * std::fabs(v[c]) +
+                   std::fabs(w[c]) * (0x1p-12 * std::fabs(v[c]) + 0x1p-25 * largest) +
+                   padded * 0x1p-24 * std::fabs(w[c] * v[c]);
+      }
+      INFO("token " << t << " row " << r << " found " << found[t * out_stride + r] << " expected " << y);
+      REQUIRE(std::fabs(found[t * out_stride + r] - y) <= allowed);
+    }
+  }
+  for (uint32_t t = 0; t < n_tokens; ++t)
+    for (uint32_t r = shape.n_rows; r < out_stride; ++r) REQUIRE(std::isnan(found[t * out_stride + r]));
+}
+
+void check_gemm_plain(PlainKind kind, uint32_t n_rows, uint32_t n_cols, uint32_t n_tokens, uint32_t n_groups,
+                      bool warpgroups, bool norm) {
+  INFO("kind " << static_cast<int>(kind) << " rows " << n_rows << " cols " << n_cols << " tokens " << n_tokens
+               << " groups " << n_groups << " warpgroups " << warpgroups);
+  const uint32_t n_padded = (n_tokens + kTokenTile - 1) / kTokenTile * kTokenTile, stride = n_cols + 1,
+                 out_stride = n_rows + 1, n_blocks = (n_cols + 63) / 64;
+  const std::vector<float> w = random_vector(n_rows * n_cols), weights = random_vector(n_cols);
+  std::vector<float> x = random_vector(n_tokens * stride);
+  for (uint32_t c = 0; c < stride; ++c) x[c] *= 1e6f;  // beyond fp16
+  std::vector<uint16_t> halves;
+  for (const float v : w) halves.push_back(kind == PlainKind::kF16 ? float_to_f16(v) : float_to_bf16(v));
+  const auto weight = [&](size_t i) {
+    return double{kind == PlainKind::kF16 ? f16_to_float(halves[i]) : bf16_to_float(halves[i])};
+  };
+  const DeviceBuffer matrix = to_device(halves), input = to_device(x), norm_weights = to_device(weights),
+                     out = poisoned(n_tokens * out_stride), a = poisoned(size_t{n_padded} * n_blocks * 32),
+                     scale = poisoned(n_padded);
+  const HalfTokens tokens{a.data(), scale.as<float>(), n_tokens, n_padded};
+  launch_halve_tokens(
+      {{}, n_cols, {input.as<float>(), norm ? norm_weights.as<float>() : nullptr, 1e-5f}, stride, tokens},
+      how());
+  GemmHalf args{{}, {matrix.data(), n_rows, n_cols, kind}, tokens, {}, out_stride, n_groups, warpgroups};
+  args.output.out = out.as<float>();
+  launch_gemm_half(args, how());
+  const std::vector<float> found = to_host<float>(out, n_tokens * out_stride);
+  for (uint32_t t = 0; t < n_tokens; ++t) {
+    double squares = 0, largest = 0;
+    for (uint32_t c = 0; c < n_cols; ++c) squares += double{x[t * stride + c]} * x[t * stride + c];
+    const double factor = norm ? 1 / std::sqrt(squares / n_cols + 1e-5) : 1;
+    std::vector<double> v(n_cols);
+    for (uint32_t c = 0; c < n_cols; ++c) {
+      v[c] = x[t * stride + c] * factor * (norm ? weights[c] : 1);
+      largest = std::max(largest, std::fabs(v[c]));
+    }
+    for (uint32_t r = 0; r < n_rows; ++r) {
+      double y = 0, allowed = 1e-30;
+      for (uint32_t c = 0; c < n_cols; ++c) {
+        const double term = weight(r * n_cols + c) * v[c];
+        y += term;
+        allowed += std::fabs(term) * (0x1p-12 + 0x1p-20 + n_cols * 0x1p-24) +
+                   0x1p-25 * (largest * std::fabs(weight(r * n_cols + c)) + std::fabs(v[c]));
+      }
+      INFO("token " << t << " row " << r << " found " << found[t * out_stride + r] << " expected " << y);
+      REQUIRE(std::fabs(found[t * out_stride + r] - y) <= allowed);
+    }
+  }
+}
+
 void check_plain(PlainKind kind, uint32_t n_rows, uint32_t n_cols, uint32_t n_tokens, bool norm) {
   INFO("kind " << static_cast<int>(kind) << " rows " << n_rows << " cols " << n_cols << " tokens "
                << n_tokens);
@@ -193,6 +299,40 @@ TEST_CASE("gemm_q24 equals the reference for every fraction of 4-bit columns and
   check_gemm({33, 192, 32, 96, 2}, 9);
   check_gemm({130, 1100, 16, 304, 1}, 66);
   check_gemm({40, 256, 32, 256, 0}, 130);
+}
+
+TEST_CASE(
+    "the 16-bit product of Q24 weights equals the reference at every fraction of 4-bit columns and awkward "
+    "sizes") {
+  if (!device_has_warpgroups()) return;
+  check_gemm_half({32, 64, 16, 0, 0}, 1, 1);
+  check_gemm_half({70, 320, 16, 80, 3}, 5, 1);
+  check_gemm_half({33, 192, 32, 96, 2}, 9, 2);
+  check_gemm_half({300, 1100, 16, 304, 21}, 66, 2);
+  check_gemm_half({40, 256, 32, 256, 0}, 130, 1);
+}
+
+TEST_CASE(
+    "the 16-bit product of Q24 weights takes any scale of a row, unused slots and several on one column") {
+  if (!device_has_warpgroups()) return;
+  check_gemm_half({8, 128, 16, 32, 4}, 3, 1, [](q24::Unpacked& u) {
+    const float d[8] = {0, 0, 0, 6e-8f, 60000, -0.02f, 0.02f, 1},
+                dmin[8] = {0, 0.03f, 0, 1, 0.001f, 0.02f, -3, 0};
+    for (uint32_t r = 0; r < 8; ++r) u.d[r] = float_to_f16(d[r]), u.dmin[r] = float_to_f16(dmin[r]);
+    for (const uint32_t slot : {1u, 3u, 9u, 22u}) u.outlier_col[slot] = u.outlier_delta[slot] = 0;
+    u.outlier_col[4] = u.outlier_col[5] = u.outlier_col[7] = 17;
+    u.outlier_delta[8] = float_to_f16(50000);  // in a row of zeros
+  });
+}
+
+TEST_CASE("the 16-bit product of 16-bit weights equals the reference, by warpgroups and by warps") {
+  for (const bool warpgroups : {true, false}) {
+    if (warpgroups && !device_has_warpgroups()) continue;
+    for (const PlainKind kind : {PlainKind::kF16, PlainKind::kBF16}) {
+      check_gemm_plain(kind, 33, 72, 3, 1, warpgroups, true);
+      check_gemm_plain(kind, 150, 392, 131, 2, warpgroups, false);
+    }
+  }
 }
 
 TEST_CASE("matvec_plain equals the reference in every type, vector and scalar") {

@@ -25,13 +25,15 @@ CudaBackend::CudaBackend(std::shared_ptr<const Model> model, const SessionOption
       scratch_arena_(needed.scratch_bytes, "scratch"),
       weights_(*model_, range, weights_arena_),
       cache_(spec_, options.kv, options.n_ctx, range, cache_arena_),
-      scratch_(spec_, weights_, options, static_cast<uint32_t>(device.n_multiprocessors), scratch_arena_),
+      scratch_(spec_, weights_, options, static_cast<uint32_t>(device.n_multiprocessors), kernels_.warpgroups,
+               scratch_arena_),
       step_((1 + uint64_t{options.prefill_chunk}) * 4),
       arrived_(range.begin != 0 ? uint64_t{options.prefill_chunk} * spec_.dim * 4 : 0),
       logits_(uint64_t{std::min(kMaxLogitRows, options.prefill_chunk)} * spec_.vocab_size * 4),
       how_{stream_.handle(), device.sm() >= 90} {
   scratch_arena_.fill(0);
   weights_.upload(*model_);
+  weights_.sort_outliers(how_);
   weights_.choose_shapes(kernels_.pipeline, kernels_.synchronous, device_);
   for (size_t i = 0; i < spec_.ropes.size(); ++i) {
     const RopeSpec& rope = spec_.ropes[i];
@@ -156,12 +158,12 @@ namespace {
 MemoryPlan plan_on(const Model& model, const SessionOptions& options, const LayerRange& range,
                    const DeviceInfo& device) {
   check_supported(model.spec(), device);
-  choose_kernels(options.kernels, device);  // a plan refuses what a session would
+  const Kernels kernels = choose_kernels(options.kernels, device);  // a plan refuses what a session would
   DeviceArena weights_arena, cache_arena, scratch_arena;
   const Weights weights(model, range, weights_arena);
   const Cache cache(model.spec(), options.kv, options.n_ctx, range, cache_arena);
   const Scratch scratch(model.spec(), weights, options, static_cast<uint32_t>(device.n_multiprocessors),
-                        scratch_arena);
+                        kernels.warpgroups, scratch_arena);
   return {weights_arena.size_bytes(), cache_arena.size_bytes(), scratch_arena.size_bytes()};
 }
 

@@ -58,6 +58,8 @@ class CudaBackend final : public Backend {
   void run_head(uint32_t first, uint32_t n_rows);
   void multiply(const Linear& m, const float* x, uint32_t x_stride, const float* norm, uint32_t n_tokens,
                 const cuda::Output& output, uint32_t out_stride);
+  void multiply_halves(const Linear& m, const cuda::Input& input, uint32_t x_stride, uint32_t n_tokens,
+                       const cuda::Output& output, uint32_t out_stride);
   void add_branch(const Linear& m, const float* x, uint32_t x_stride, const float* bias,
                   const float* post_norm);
   void add_post_normed(const float* post_norm);

@@ -25,13 +25,14 @@ Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
     if (device.sm() < sm)
       throw_error(ErrorCode::kUnsupported, "kernels '{}' need compute capability {}.{}, {} has {}.{}", name,
                   sm / 10, sm % 10, device.name, device.compute_major, device.compute_minor);
-    return {pipeline, synchronous};
+    const bool warpgroups =
+        pipeline == Pipeline::kBulkCopy && has_warpgroups(device.compute_major, device.compute_minor);
+    return {pipeline, synchronous, warpgroups};
   };
   if (base == "auto")
-    return {device.sm() >= 90   ? Pipeline::kBulkCopy
-            : device.sm() >= 80 ? Pipeline::kAsyncCopy
-                                : Pipeline::kRegisters,
-            synchronous};
+    return device.sm() >= 90   ? need(90, Pipeline::kBulkCopy)
+           : device.sm() >= 80 ? need(80, Pipeline::kAsyncCopy)
+                               : need(75, Pipeline::kRegisters);
   if (base == "bulk") return need(90, Pipeline::kBulkCopy);
   if (base == "async") return need(80, Pipeline::kAsyncCopy);
   if (base == "registers") return need(75, Pipeline::kRegisters);

@@ -14,6 +14,7 @@ cuda::DeviceInfo find_device(const std::string& device);
 struct Kernels {
   cuda::Pipeline pipeline;
   bool synchronous;
+  bool warpgroups;  // prompts: products in warpgroups, with the bulk pipeline where the device has them
 };
 Kernels choose_kernels(const std::string& name, const cuda::DeviceInfo& device);
 

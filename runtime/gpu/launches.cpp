@@ -8,6 +8,8 @@ using namespace cuda;
 void CudaBackend::multiply(const Linear& m, const float* x, uint32_t x_stride, const float* norm,
                            uint32_t n_tokens, const Output& output, uint32_t out_stride) {
   const Input input{x, norm, spec_.norm_eps};
+  if (n_tokens > 1 && (m.is_q24 ? kernels_.warpgroups : halves_weights(m.plain)))
+    return multiply_halves(m, input, x_stride, n_tokens, output, out_stride);
   if (!m.is_q24) {
     MatvecPlain args;
     args.w = m.plain;
@@ -32,6 +34,18 @@ void CudaBackend::multiply(const Linear& m, const float* x, uint32_t x_stride, c
   tokens.n_padded = (n_tokens + kTokenTile - 1) / kTokenTile * kTokenTile;
   launch_quantize_tokens({m.q24, input, x_stride, tokens}, how_);
   launch_gemm_q24({m.q24, tokens, output, out_stride}, how_);
+}
+
+void CudaBackend::multiply_halves(const Linear& m, const Input& input, uint32_t x_stride, uint32_t n_tokens,
+                                  const Output& output, uint32_t out_stride) {
+  HalfTokens tokens = scratch_.half;
+  tokens.n_tokens = n_tokens;
+  tokens.n_padded = (n_tokens + kTokenTile - 1) / kTokenTile * kTokenTile;
+  launch_halve_tokens({m.q24, m.is_q24 ? 0 : m.n_cols, input, x_stride, tokens}, how_);
+  const uint32_t n_groups =
+      choose_half_groups(kernels_.warpgroups, m.is_q24, m.n_rows, n_tokens,
+                         static_cast<uint32_t>(device_.n_multiprocessors), device_.max_shared_bytes);
+  launch_gemm_half({m.q24, m.plain, tokens, output, out_stride, n_groups, kernels_.warpgroups}, how_);
 }
 
 // x += residual_scale * post_norm(m . in + bias)
@@ -223,8 +237,9 @@ void CudaBackend::multiply_slots(const ExpertLinear& m, const float* x, uint32_t
                                  const Output& output, uint32_t out_stride) {
   QuantizedTokens tokens = scratch_.tokens;
   tokens.columns = scratch_.columns;
-  launch_product_experts(
-      {m.stack, expert_slots(), n_, x, x_stride, tokens, output, out_stride, m.shape.n_blocks}, how_);
+  launch_product_experts({m.stack, expert_slots(), n_, x, x_stride, tokens, scratch_.half,
+                          kernels_.warpgroups, output, out_stride, m.shape.n_blocks},
+                         how_);
 }
 
 void CudaBackend::run_head(uint32_t first, uint32_t n_rows) {

@@ -36,7 +36,7 @@ Cache::Cache(const ModelSpec& spec, KvType type, uint32_t n_ctx, const LayerRang
 }
 
 Scratch::Scratch(const ModelSpec& spec, const Weights& weights, const SessionOptions& options,
-                 uint32_t n_multiprocessors, DeviceArena& arena) {
+                 uint32_t n_multiprocessors, bool warpgroups, DeviceArena& arena) {
   const uint64_t n = options.prefill_chunk, n_chosen = n * spec.n_active_experts;
   const uint64_t n_slots = n > 1 ? cuda::n_slots_for(n, spec.n_active_experts, spec.n_experts) : n_chosen;
   const bool has_experts = spec.n_experts != 0;
@@ -48,12 +48,20 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, const SessionOpt
   attn = arena.take<float>(n * spec.q_rows());
   hidden = arena.take<float>((has_experts ? n_slots : n) * spec.ffn_padded());
   branch = spec.post_norms ? arena.take<float>(n * spec.dim) : nullptr;
-  normed = weights.has_plain ? arena.take<float>(n * spec.dim) : nullptr;
+  normed = weights.has_f32 ? arena.take<float>(n * spec.dim) : nullptr;
   logits = arena.take<float>(std::min<uint64_t>(kMaxLogitRows, n) * spec.vocab_size);
-  const uint64_t blocks =
-      (uint64_t{weights.max_padded_cols} + q24::kActivationBlock - 1) / q24::kActivationBlock;
-  if (n > 1 && blocks != 0) {
-    const uint64_t rows = has_experts ? whole_tiles(n_slots + cuda::kTokenTile) : whole_tiles(n);
+  const uint64_t rows = has_experts ? whole_tiles(n_slots + cuda::kTokenTile) : whole_tiles(n);
+  const uint32_t half_cols = std::max(weights.max_half_cols, warpgroups ? weights.max_padded_cols : 0);
+  if (n > 1 && half_cols != 0) {
+    constexpr uint64_t kBlockCols = 64;
+    half.n_padded = static_cast<uint32_t>(rows);
+    half.a =
+        arena.take<uint8_t>(checked_mul((half_cols + kBlockCols - 1) / kBlockCols * kBlockCols * 2, rows));
+    half.scale = arena.take<float>(rows);
+  }
+  if (n > 1 && weights.max_padded_cols != 0 && !warpgroups) {
+    const uint64_t blocks =
+        (uint64_t{weights.max_padded_cols} + q24::kActivationBlock - 1) / q24::kActivationBlock;
     tokens.n_padded = static_cast<uint32_t>(rows);
     tokens.a = arena.take<uint8_t>(blocks * rows * q24::kActivationBlock);
     tokens.sums = arena.take<uint8_t>(blocks * rows * 16);

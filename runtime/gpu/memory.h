@@ -44,25 +44,26 @@ struct Cache {
 
 struct Weights;
 
-// Sizes are for `n` tokens, prefill_chunk of them.
+// Sizes are for `n` tokens, prefill_chunk of them. warpgroups: Kernels::warpgroups.
 struct Scratch {
   Scratch(const ModelSpec& spec, const Weights& weights, const SessionOptions& options,
-          uint32_t n_multiprocessors, DeviceArena& arena);
+          uint32_t n_multiprocessors, bool warpgroups, DeviceArena& arena);
 
-  uint32_t n_splits;  // of decode attention
-  int32_t* step;      // position, then ids [n]
-  float* arrived;     // [n, dim] a residual stream from elsewhere, or null
-  float* x;           // [n, dim] residual stream
-  float* qkv;         // [n, q + 2 kv rows]
-  float* attn;        // [n, q rows]
-  float* hidden;      // [n, ffn_padded]; with experts [slots, ffn_padded]
-  float* branch;      // [n, dim] before a post norm, or null
-  float* normed;      // [n, dim] for plain matrices, or null
-  float* logits;      // [kMaxLogitRows, vocab]
-  cuda::QuantizedTokens tokens{};
-  float* columns = nullptr;  // QuantizedTokens::columns for tensors with outliers
-  float* parts;              // AttentionDecode::parts
-  uint32_t* counters;        // tickets of the KV heads, then of the head's blocks; zero
+  uint32_t n_splits;               // of decode attention
+  int32_t* step;                   // position, then ids [n]
+  float* arrived;                  // [n, dim] a residual stream from elsewhere, or null
+  float* x;                        // [n, dim] residual stream
+  float* qkv;                      // [n, q + 2 kv rows]
+  float* attn;                     // [n, q rows]
+  float* hidden;                   // [n, ffn_padded]; with experts [slots, ffn_padded]
+  float* branch;                   // [n, dim] before a post norm, or null
+  float* normed;                   // [n, dim] for 32-bit matrices, or null
+  float* logits;                   // [kMaxLogitRows, vocab]
+  cuda::HalfTokens half{};         // of 16-bit products, or empty
+  cuda::QuantizedTokens tokens{};  // of int8 products, or empty
+  float* columns = nullptr;        // QuantizedTokens::columns for tensors with outliers
+  float* parts;                    // AttentionDecode::parts
+  uint32_t* counters;              // tickets of the KV heads, then of the head's blocks; zero
   float* block_best;
   int32_t* best;
   std::vector<float*> cos, sin;  // [n_ctx, rotary_dim / 2] for each rope

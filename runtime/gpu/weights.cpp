@@ -45,7 +45,10 @@ Linear Weights::matrix(const Model& model, const std::string& name) {
     if (tensor.q24.n_slots != 0) max_outlier_cols = std::max(max_outlier_cols, layout.padded_cols);
   } else {
     l.plain = {places_.at(name), tensor.n_rows, tensor.n_cols, static_cast<cuda::PlainKind>(tensor.kind)};
-    has_plain = true;
+    if (cuda::halves_weights(l.plain))
+      max_half_cols = std::max(max_half_cols, l.n_cols);
+    else
+      has_f32 = true;
   }
   return l;
 }
@@ -116,6 +119,18 @@ void Weights::upload(const Model& model) const {
     table(w.expert_down);
   }
   uploader.finish();
+}
+
+void Weights::sort_outliers(const cuda::Launch& how) const {
+  const auto sort = [&](const cuda::Q24Weights& w) {
+    if (w.n_slots != 0) cuda::launch_sort_outliers(w, how);
+  };
+  sort(head.q24);
+  for (const LayerWeights& w : layers) {
+    for (const Linear* m : {&w.qkv, &w.attn_out, &w.gate_up, &w.down, &w.router}) sort(m->q24);
+    for (const ExpertLinear* m : {&w.expert_gate_up, &w.expert_down})
+      for (const cuda::ExpertMatrix& e : m->table) sort(e.q24);
+  }
 }
 
 void Weights::choose_shapes(cuda::Pipeline pipeline, bool synchronous, const cuda::DeviceInfo& device) {

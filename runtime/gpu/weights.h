@@ -37,6 +37,7 @@ struct LayerWeights {
 struct Weights {
   Weights(const Model& model, const LayerRange& layer_range, DeviceArena& arena);
   void upload(const Model& model) const;
+  void sort_outliers(const cuda::Launch& how) const;  // after upload
   // How matrix-vector products are cut up on this device.
   void choose_shapes(cuda::Pipeline pipeline, bool synchronous, const cuda::DeviceInfo& device);
   const LayerWeights& layer(uint32_t i) const { return layers[i - range.begin]; }
@@ -46,7 +47,8 @@ struct Weights {
   const float* norm = nullptr;
   Linear embed, head;
   uint32_t max_padded_cols = 0, max_outlier_cols = 0;  // of Q24 tensors; of those with outliers
-  bool has_plain = false;
+  uint32_t max_half_cols = 0;                          // of 16-bit tensors that launch_gemm_half takes
+  bool has_f32 = false;                                // or 16-bit ones that it does not
 
  private:
   bool needs(const std::string& name) const;

@@ -1,4 +1,4 @@
-// How a Q24 matrix-vector product is cut up. Plain arithmetic: the same for a GPU and for the emulation.
+// How products are cut up. Plain arithmetic: the same for a GPU and for the emulation.
 #include <algorithm>
 
 #include "cuda/kernels.h"
@@ -21,6 +21,18 @@ MatvecShape choose_matvec_shape(Pipeline pipeline, const Q24Weights& w, bool syn
   while (shape.n_warps > 1 && matvec_q24_shared_bytes(pipeline, w.padded_cols, shape) > max_shared_bytes)
     shape.n_warps /= 2;
   return shape;
+}
+
+uint32_t choose_half_groups(bool warpgroups, bool is_q24, uint32_t n_rows, uint32_t n_tokens,
+                            uint32_t n_multiprocessors, uint64_t max_shared_bytes) {
+  constexpr uint64_t kGroupRows = 128;
+  const uint64_t n_token_tiles = (n_tokens + kTokenTile - 1) / kTokenTile;
+  // Tiles of one group that the busiest multiprocessor has.
+  const auto rounds = [&](uint64_t n_groups) {
+    const uint64_t n_blocks = (n_rows + n_groups * kGroupRows - 1) / (n_groups * kGroupRows) * n_token_tiles;
+    return (n_blocks + n_multiprocessors - 1) / n_multiprocessors * n_groups;
+  };
+  return gemm_half_shared_bytes(warpgroups, is_q24, 2) <= max_shared_bytes && rounds(2) <= rounds(1) ? 2 : 1;
 }
 
 }  // namespace pith::cuda
