@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call of under nine minutes and without any file from elsewhere: builds, the sanitizers, every
-# kernel and the whole backend against the CPU, greedy text, then timings. Prints tables and writes cuda/results/DATE-GPU.md.
+# kernel and the whole backend against the CPU, greedy text, then timings. Prints tables and writes RESULTS/DATE-GPU.md.
+# tests/test_gpu_check.py runs all of it where there is no GPU.
 #
 #   tests/gpu_check.sh                  build in build-gpu and check
 #   tests/gpu_check.sh prepare FOLDER   on a machine that has what building needs: programs and the libraries they want
 #   tests/gpu_check.sh run FOLDER       on the GPU machine: no building, the prepared programs
 #
-# Variables: JOBS, PITH_CUDA_ARCHS (native; "90a" to prepare for an H100 or H200), WORK (where models of up to 14 GB are
-# written, default a new folder under /tmp), PITH_SHAPES (default llama-2-7b llama-3-8b tinyllama-1.1b), SECONDS_MAX (520).
+# Each step has a limit of its own and none stops the others. The exit status is 1 when one failed, 77 where there is no GPU.
+# Variables: JOBS, PITH_CUDA_ARCHS (native; "90a" to prepare for an H100 or H200), WORK (where models of up to 25 GB are written, default
+# a new folder in memory where that has room, else under /tmp), RESULTS (cuda/results), SECONDS_MAX (520), and
+# PARTS, to spread it over several calls, of which those after the first add to the file with ADD=1. In this order by default:
+PARTS=${PARTS:-correct compare:llama-2-7b kernels sanitize llama-3-8b tinyllama-1.1b big:llama-2-70b torch}
 set -uo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-check} folder=${2:-build-gpu/gpu}
-SECONDS_MAX=${SECONDS_MAX:-520}
+SECONDS_MAX=${SECONDS_MAX:-520} RESULTS=${RESULTS:-cuda/results}
 export PATH=$PATH:/usr/local/cuda/bin
 programs="gpu_kernels gpu_backend gpu_families gpu_bench"
 failed=0
@@ -30,21 +34,28 @@ build() {
   ldd "$folder"/pith "$folder"/gpu_backend | awk '$3 ~ /^\// {print $3}' | sort -u |
     grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*)\.so' | xargs -I{} cp -L {} "$folder/lib/"
   strip "$folder"/pith "$folder"/gpu_* "$folder"/lib/* 2>/dev/null
+  [ -s "$folder/demo.pith" ] || "$folder/pith" convert models/demo -o "$folder/demo.pith" --effort fast >/dev/null 2>&1
 }
 
-# in_time SECONDS NAME COMMAND...: runs it with a limit; its failure is remembered, its output kept.
-in_time() {
+# limited SECONDS COMMAND...: at most so long, and never beyond the end; 124 when it was stopped or had no time at all.
+limited() {
+  local limit=$1 room
+  shift
+  room=$(left)
+  [ "$limit" -gt "$room" ] && limit=$room
+  [ "$limit" -lt 3 ] && return 124
+  timeout "$limit" "$@"
+}
+
+# check SECONDS NAME COMMAND...: a row of a table of checks; its failure is remembered, its output kept.
+check() {
   local limit=$1 name=$2
   shift 2
-  local room
-  room=$(left)
-  [ "$room" -lt 5 ] && { echo "| $name | not run: no time left |"; return; }
-  [ "$limit" -gt "$room" ] && limit=$room
   local log="$WORK/log.$(echo "$name" | tr -c 'a-z0-9\n' _)"
-  timeout "$limit" "$@" >"$log" 2>&1
+  limited "$limit" "$@" >"$log" 2>&1
   local code=$?
-  if [ $code = 0 ]; then echo "| $name | ok |"
-  elif [ $code = 124 ]; then echo "| $name | stopped after $limit s: $(grep -vE '^\s*$' "$log" | tail -1 | cut -c1-120) |"
+  if [ $code = 0 ]; then echo "| $name | ok: $(grep -vE '^\s*$' "$log" | tail -1 | cut -c1-120) |"
+  elif [ $code = 124 ]; then echo "| $name | stopped for want of time: $(grep -vE '^\s*$' "$log" | tail -1 | cut -c1-120) |"
   else
     failed=1
     echo "| $name | FAILED ($code) |"
@@ -55,41 +66,36 @@ in_time() {
 [ "$mode" = prepare ] && { build; du -sh "$folder"; exit 0; }
 [ "$mode" = check ] && { note "building"; build; }
 [ -x "$folder/gpu_bench" ] || { echo "gpu_check: no programs in $folder" >&2; exit 2; }
-export LD_LIBRARY_PATH=$(realpath "$folder/lib")
-# A system's own copy is preferred where the programs run with it.
-env -u LD_LIBRARY_PATH "$folder/pith" doctor >/dev/null 2>&1 && unset LD_LIBRARY_PATH
-WORK=${WORK:-$(mktemp -d)}
+if [ -d "$folder/lib" ]; then
+  export LD_LIBRARY_PATH=$(realpath "$folder/lib")
+  # A system's own copy is preferred where the programs run with it.
+  env -u LD_LIBRARY_PATH "$folder/pith" doctor >/dev/null 2>&1 && unset LD_LIBRARY_PATH
+fi
 pith=$folder/pith
 gpu=$("$pith" doctor | sed -n 's/^gpu *//p')
 case $gpu in cuda:*) ;; *) echo "SKIP: $gpu"; [ -n "${PITH_NO_SKIP:-}" ] && exit 1; exit 77 ;; esac
+in_memory=$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print $4}')
+[ "${in_memory:-0}" -gt 50000000 ] && in_memory=/dev/shm || in_memory=/tmp
+own_work=
+[ -z "${WORK:-}" ] && WORK=$(mktemp -d -p $in_memory) && own_work=$WORK
+trap '[ -n "$own_work" ] && rm -rf "$own_work"' EXIT
 name=$(echo "$gpu" | sed -E 's/^cuda:0 ([^,]*),.*/\1/; s/[^A-Za-z0-9]+/-/g')
-mkdir -p cuda/results
-out=cuda/results/$(date +%Y-%m-%d)-$name.md
-exec > >(tee "$out")
-
-echo "# $name, $(date +%Y-%m-%d)"
-echo
-echo "Commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown). $gpu. By tests/gpu_check.sh."
-echo
-echo "## Correctness"
-echo
-echo "| check | result |"
-echo "|---|---|"
-note "correctness"
-in_time 60 "kernels against the CPU reference, outputs poisoned" "$folder/gpu_kernels"
-in_time 60 "backend against the CPU backend" "$folder/gpu_backend"
-in_time 40 "every family against the reference's logits" "$folder/gpu_families" "the CUDA backend*"
-if command -v compute-sanitizer >/dev/null; then
-  in_time 45 "memcheck, kernels" compute-sanitizer --error-exitcode 9 --tool memcheck "$folder/gpu_kernels"
-  in_time 45 "racecheck, kernels" compute-sanitizer --error-exitcode 9 --tool racecheck "$folder/gpu_kernels"
-  in_time 30 "synccheck, kernels" compute-sanitizer --error-exitcode 9 --tool synccheck "$folder/gpu_kernels"
-  in_time 30 "memcheck, backend" compute-sanitizer --error-exitcode 9 --tool memcheck "$folder/gpu_backend" "cuda kernels of every*"
-  in_time 45 "memcheck, experts and split models" compute-sanitizer --error-exitcode 9 --tool memcheck "$folder/gpu_backend" "cuda logits*,the first layers*"
-else
-  echo "| compute-sanitizer | not found |"
+mkdir -p "$RESULTS"
+out=$RESULTS/$(date +%Y-%m-%d)-$name.md
+if [ -n "${ADD:-}" ]; then exec > >(tee -a "$out"); else
+  exec > >(tee "$out")
+  printf '# %s, %s\n\nCommit %s. %s. By tests/gpu_check.sh.\n' "$name" "$(date +%Y-%m-%d)" \
+    "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$gpu"
 fi
-if "$pith" convert models/demo -o "$WORK/demo.pith" >/dev/null 2>&1; then
-  text() { "$pith" run "$WORK/demo.pith" -p "What is pith?" -n 48 --temp 0 "${@:2}" >"$WORK/text.$1" 2>/dev/null; }
+
+part_correct() {
+  printf '\n## Correctness\n\n| check | result |\n|---|---|\n'
+  check 50 "kernels against the CPU reference, outputs poisoned" "$folder/gpu_kernels"
+  check 50 "backend against the CPU backend" "$folder/gpu_backend"
+  check 40 "every family against the reference's logits" "$folder/gpu_families" "the CUDA backend*"
+  local demo=$folder/demo.pith
+  [ -s "$demo" ] || { failed=1; echo "| demo model | FAILED: no $demo |"; return; }
+  text() { limited 20 "$pith" run "$demo" -p "Once upon a time" -n 48 --temp 0 "${@:2}" >"$WORK/text.$1" 2>/dev/null; }
   text cpu --device cpu
   text cuda --device cuda
   text split --device cuda --gpu-layers 2
@@ -100,50 +106,84 @@ if "$pith" convert models/demo -o "$WORK/demo.pith" >/dev/null 2>&1; then
       echo "| greedy text of the demo model, 48 tokens, $device | differs from byte ${same:-?} (allowed where two logits are closer than rounding) |"
     fi
   done
-fi
-echo
+  # Over many tokens rounding does not add up: the perplexities of a text may differ by 0.5 %.
+  perplexity() { limited 30 "$pith" eval "$demo" --text README.md --max-tokens 2000 --ctx 256 --json "$@" 2>/dev/null | sed -n 's/.*"ppl": *\([0-9.]*\).*/\1/p' | head -1; }
+  local cpu cuda
+  cpu=$(perplexity --device cpu) cuda=$(perplexity --device cuda)
+  if awk "BEGIN {exit !(${cpu:-0} > 0 && ${cuda:-0} / ${cpu:-1} > 0.995 && ${cuda:-0} / ${cpu:-1} < 1.005)}"; then
+    echo "| perplexity of README.md, CPU and GPU | ok: $cpu and $cuda |"
+  else failed=1; echo "| perplexity of README.md, CPU and GPU | FAILED: ${cpu:-none} and ${cuda:-none} |"; fi
+}
 
-note "kernels"
-echo "# Kernels alone"
-echo
-timeout "$(($(left) * 4 / 10))" "$folder/gpu_bench" || { [ $? = 124 ] && echo "(stopped: no time left)"; }
+part_sanitize() {
+  printf '\n## Sanitizers\n\n| check | result |\n|---|---|\n'
+  command -v compute-sanitizer >/dev/null || { echo "| compute-sanitizer | not found |"; return; }
+  san() { check "$1" "$2, $3" compute-sanitizer --error-exitcode 9 --tool "$2" "${@:4}"; }
+  san 35 memcheck kernels "$folder/gpu_kernels"
+  san 35 racecheck kernels "$folder/gpu_kernels"
+  san 25 synccheck kernels "$folder/gpu_kernels"
+  san 25 memcheck backend "$folder/gpu_backend" "cuda kernels of every*"
+  san 35 memcheck "experts and split models" "$folder/gpu_backend" "cuda logits*,the first layers*"
+}
 
-note "models"
-echo
-echo "# Models (pith synth, pith bench)"
-echo
-echo "| shape | bits | device memory | prompt | t/s prompt | context | t/s generation | weights GB/s |"
-echo "|---|---|---|---|---|---|---|---|"
-for shape in ${PITH_SHAPES:-llama-2-7b llama-3-8b tinyllama-1.1b}; do
-  for bits in 2.85 16; do
-    [ "$(left)" -lt 45 ] && { echo "| $shape | $bits | not run: no time left | | | | | |"; continue; }
-    file=$WORK/$shape-$bits.pith
-    note "$shape at $bits bits"
-    timeout "$(left)" "$pith" synth --shape "$shape" --bits "$bits" -o "$file" >/dev/null 2>&1 || { echo "| $shape | $bits | no file | | | | | |"; continue; }
-    bytes=$("$pith" plan "$file" --device cuda --chunk 1024 --json 2>/dev/null | sed -n 's/.*"total_bytes": *\([0-9]*\).*/\1/p')
-    for prompt in 16 512 2048 4096; do
-      [ "$(left)" -lt 20 ] && break
-      timeout 60 "$pith" bench "$file" --device cuda --chunk 1024 -p $prompt -n 64 --repeat 3 --json >"$WORK/bench" 2>"$WORK/bench.err" ||
-        { failed=1; echo "| $shape | $bits | $(tail -1 "$WORK/bench.err" | cut -c1-100) | $prompt | | | | |"; break; }
-      field() { sed -n "s/.*\"$1\": *\([0-9.]*\).*/\1/p" "$WORK/bench"; }
-      echo "| $shape | $bits | $(awk "BEGIN {printf \"%.2f GB\", ${bytes:-0} / 1e9}") | $(field prompt_tokens) | $(field prompt_tps) | $(field prompt_tokens) | $(field generation_tps) | $(field gb_per_s) |"
-    done
-    if [ "$shape $bits" = "llama-2-7b 2.85" ]; then
-      for kernels in registers registers-sync async async-sync bulk-sync; do
-        [ "$(left)" -lt 20 ] && break
-        timeout 40 "$pith" bench "$file" --device cuda --chunk 1024 --kernels $kernels -p 512 -n 64 --json >"$WORK/bench" 2>/dev/null &&
-          echo "| $shape | $bits, $kernels | | 512 | | 512 | $(field generation_tps) | $(field gb_per_s) |"
-      done
-    fi
-    rm -f "$file"
+# One table after another: one that fails or lasts too long loses its own rows only.
+part_kernels() {
+  printf '\n# Kernels alone\n\n'
+  for table in device matvec costs gemm plain attention gemm-costs cuts; do
+    note "table $table"
+    limited 40 "$folder/gpu_bench" $table
+    case $? in 0) ;; 124) printf '\n(%s: stopped for want of time)\n' $table ;; *) failed=1; printf '\n(%s: FAILED)\n' $table ;; esac
   done
-done
+}
 
-note "PyTorch"
-if [ "$(left)" -gt 15 ]; then
-  timeout "$(left)" python3 - <<'P' 2>/dev/null
+models_head() {
+  [ -n "${models_begun:-}" ] && return
+  models_begun=1
+  printf '\n# Models (pith synth, pith bench)\n\n| shape | bits | device memory | ready ms | prompt | t/s prompt | context | t/s generation | weights GB/s |\n|---|---|---|---|---|---|---|---|---|\n'
+}
+field() { sed -n "s/.*\"$1\": *\([0-9.]*\).*/\1/p" "$WORK/bench"; }
+# model SHAPE BITS PROMPTS: a row a prompt; in $file for the rows that follow.
+model() {
+  models_head
+  [ "$(left)" -lt 25 ] && { echo "| $1 | $2 | not run: no time left | | | | | | |"; return 1; }
+  note "$1 at $2 bits"
+  file=$WORK/$1-$2.pith
+  limited 110 "$pith" synth --shape "$1" --bits "$2" -o "$file" >/dev/null 2>&1 || { rm -f "$file"; echo "| $1 | $2 | no file | | | | | | |"; return 1; }
+  local bytes prompt
+  bytes=$("$pith" plan "$file" --device cuda --chunk 1024 --json 2>/dev/null | sed -n 's/.*"total_bytes": *\([0-9]*\).*/\1/p')
+  for prompt in $3; do
+    limited 60 "$pith" bench "$file" --device cuda --chunk 1024 -p $prompt -n 64 --repeat 3 --json >"$WORK/bench" 2>"$WORK/bench.err"
+    case $? in
+      0) echo "| $1 | $2 | $(awk "BEGIN {printf \"%.2f GB\", ${bytes:-0} / 1e9}") | $(field open_ms) | $(field prompt_tokens) | $(field prompt_tps) | $(field prompt_tokens) | $(field generation_tps) | $(field gb_per_s) |" ;;
+      124) echo "| $1 | $2 | stopped for want of time | | $prompt | | | | |" ;;
+      *) failed=1; echo "| $1 | $2 | FAILED: $(tail -1 "$WORK/bench.err" | cut -c1-100) | | $prompt | | | | |" ;;
+    esac
+  done
+}
+# A shape with the other pipelines beside the default one.
+part_compare() {
+  local kernels
+  if model "$1" 2.85 "16 512 2048 4096"; then
+    for kernels in registers registers-sync async async-sync bulk-sync; do
+      limited 30 "$pith" bench "$file" --device cuda --chunk 1024 --kernels $kernels -p 512 -n 64 --json >"$WORK/bench" 2>/dev/null &&
+        echo "| $1 | 2.85, $kernels | | | 512 | $(field prompt_tps) | 512 | $(field generation_tps) | $(field gb_per_s) |"
+    done
+    rm -f "$file"
+  fi
+  model "$1" 16 "16 512 2048 4096" && rm -f "$file"
+}
+part_shape() {
+  local bits
+  for bits in 2.85 16; do model "$1" $bits "16 512 2048 4096" && rm -f "$file"; done
+}
+part_big() { model "$1" 2.85 "16 512" && rm -f "$file"; }
+
+part_torch() {
+  printf "\n# PyTorch's fp16 matrix-vector product\n\n"
+  python3 -c 'import torch' 2>/dev/null || { echo "PyTorch is not here."; return; }
+  limited 40 python3 - <<'P' || { failed=1; echo "(failed)"; }
 import torch
-print("\n# PyTorch's fp16 matrix-vector product\n\n| shape | us |\n|---|---|")
+print("| shape | us |\n|---|---|")
 for name, rows, cols in (("7B qkv", 12288, 4096), ("7B o", 4096, 4096), ("7B gate/up", 22016, 4096), ("7B down", 4096, 11008)):
     ws = [torch.randn(rows, cols, device="cuda", dtype=torch.float16) for _ in range(8)]
     x = torch.randn(cols, device="cuda", dtype=torch.float16)
@@ -159,6 +199,15 @@ for name, rows, cols in (("7B qkv", 12288, 4096), ("7B o", 4096, 4096), ("7B gat
         times.append(a.elapsed_time(b) * 1e3 / len(ws))
     print(f"| {name} | {sorted(times)[4]:.1f} |")
 P
-fi
+}
+
+for part in $PARTS; do
+  note "$part"
+  case $part in
+    correct | sanitize | kernels | torch) part_$part ;;
+    compare:* | big:*) part_${part%%:*} "${part#*:}" ;;
+    *) part_shape "$part" ;;
+  esac
+done
 note "done: $out"
 [ $failed = 0 ]
