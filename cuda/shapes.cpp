@@ -27,12 +27,15 @@ uint32_t choose_half_groups(bool warpgroups, bool is_q24, uint32_t n_rows, uint3
                             uint32_t n_multiprocessors, uint64_t max_shared_bytes) {
   constexpr uint64_t kGroupRows = 128;
   const uint64_t n_token_tiles = (n_tokens + kTokenTile - 1) / kTokenTile;
-  // Tiles of one group that the busiest multiprocessor has.
+  // Tiles of one group that the busiest multiprocessor has. Two groups that share their tokens ask L2 for 22 bytes a clock, at the peak, of
+  // about 24; one alone for 38: worth a tenth more tiles.
   const auto rounds = [&](uint64_t n_groups) {
     const uint64_t n_blocks = (n_rows + n_groups * kGroupRows - 1) / (n_groups * kGroupRows) * n_token_tiles;
     return (n_blocks + n_multiprocessors - 1) / n_multiprocessors * n_groups;
   };
-  return gemm_half_shared_bytes(warpgroups, is_q24, 2) <= max_shared_bytes && rounds(2) <= rounds(1) ? 2 : 1;
+  return gemm_half_shared_bytes(warpgroups, is_q24, 2) <= max_shared_bytes && 10 * rounds(2) <= 11 * rounds(1)
+             ? 2
+             : 1;
 }
 
 }  // namespace pith::cuda

@@ -325,6 +325,22 @@ TEST_CASE(
   });
 }
 
+TEST_CASE("blocks of 256 rows are chosen where they fit and leave no multiprocessor idle for longer") {
+  constexpr uint64_t kH200 = 232448, kRtx4090 = 101376, kT4 = 65536;
+  CHECK(choose_half_groups(true, true, 4096, 2048, 132, kH200) ==
+        2);  // 512 tiles of 128 rows: 4 a multiprocessor either way
+  CHECK(choose_half_groups(true, true, 4096, 512, 132, kH200) == 1);   // 128 tiles: one each
+  CHECK(choose_half_groups(true, true, 12288, 512, 132, kH200) == 1);  // 384: 3, in pairs 4
+  CHECK(choose_half_groups(true, false, 22016, 2048, 132, kH200) == 2);
+  CHECK(choose_half_groups(false, false, 4096, 2048, 128, kRtx4090) == 2);
+  CHECK(choose_half_groups(false, false, 4096, 2048, 40, kT4) == 1);
+  CHECK(gemm_half_shared_bytes(false, false, 1) <= kT4);
+  CHECK(gemm_half_shared_bytes(false, false, 2) <= kRtx4090);
+  CHECK(2 * (gemm_half_shared_bytes(true, true, 1) + 1024) <=
+        233472);  // two blocks of one group on a multiprocessor
+  CHECK(2 * (gemm_half_shared_bytes(true, false, 1) + 1024) <= 233472);
+}
+
 TEST_CASE("the 16-bit product of 16-bit weights equals the reference, by warpgroups and by warps") {
   for (const bool warpgroups : {true, false}) {
     if (warpgroups && !device_has_warpgroups()) continue;
