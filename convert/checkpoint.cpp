@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <set>
 
 #include "convert/json_file.h"
@@ -46,6 +47,12 @@ Checkpoint Checkpoint::open(const std::string& dir) {
   Checkpoint checkpoint;
   checkpoint.dir_ = dir;
   const std::string base = dir + "/";
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(dir, ignored))
+    throw_error(
+        ErrorCode::kIo,
+        "{}: {}, expected the folder of a Hugging Face checkpoint (config.json, *.safetensors, tokenizer)",
+        dir, file_exists(dir) ? "not a folder" : "does not exist");
   checkpoint.config_ = read_json_file(base + "config.json");
   if (!checkpoint.config_.is_object()) throw_error(ErrorCode::kFormat, "{}config.json: not an object", base);
 

@@ -53,7 +53,8 @@ std::string explain(const CLI::App& root, const std::vector<std::string>& words,
   const CLI::App& app = addressed(root, words);
   const std::string who = &app == &root ? "pith" : "pith " + app.get_name();
   if (&app == &root && !words.empty() && !words[0].starts_with("-"))
-    return fmt::format("pith: '{}' is not a command{}", words[0], suggestion(words[0], command_names(root)));
+    return fmt::format("pith: '{}' is not a command{} (pith help lists them)", words[0],
+                       suggestion(words[0], command_names(root)));
   const std::vector<std::string> known = option_names(app);
   for (const std::string& word : words) {
     if (word.size() < 2 || word[0] != '-' || word == "--" ||

@@ -73,8 +73,9 @@ class DamagedCheckpoints(CliTest):
         self.assertIn("warp_factor", result.message)
 
     def test_what_is_no_checkpoint_is_refused(self):
-        for source in (self.folder, "/nonexistent", __file__):
-            self.fails(pith("convert", source, "-o", self.folder / "x.pith"), 1, source)
+        for source, why in ((self.folder, "config.json"), ("/nonexistent", "does not exist, expected the folder"),
+                            (__file__, "not a folder, expected the folder")):
+            self.fails(pith("convert", source, "-o", self.folder / "x.pith"), 1, source, why)
         self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_an_unwritable_output_is_refused(self):
