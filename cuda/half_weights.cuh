@@ -17,13 +17,8 @@ PITH_DEVICE uint32_t half_order(uint32_t column) {
   return (column & ~3u) | (column & 1) << 1 | (column >> 1 & 1);
 }
 
-// Factors of a row's codes in a line of 16 columns: `low[i]` for codes at bits 4, 6, 8 of a half, and what is added to each.
-struct LineFactors {
-  uint32_t at4, at6, at8, minimum;  // two equal fp16 each
-};
-
 // The 16 columns of one row: bits of a code masked in place are a subnormal fp16, code * 2^-20 at bits 4..5, 2^-18 at 6..7, 2^-16 at
-// 8..9, so that a mask and one fma make two weights. `to` += in the refinement's pass.
+// 8..9, so that a mask and one fma make two weights. `add` is the minimum, or, for the refinement, the weights so far (and `to`).
 PITH_DEVICE void decode_word(uint32_t x, uint32_t at4, uint32_t at6, uint32_t at8, const uint32_t (&add)[8],
                              uint32_t (&to)[8]) {
   const uint32_t down = x >> 6, up = x << 4;
@@ -37,7 +32,7 @@ PITH_DEVICE void decode_word(uint32_t x, uint32_t at4, uint32_t at6, uint32_t at
   to[7] = fma_f16x2(down & 0x03000300u, at8, add[7]);  // 13, 15
 }
 
-// A weight w of a row is stored as w / (256 D): with D = max(|d|, |dmin| / 8) the factors s d / D * 2^4..2^12 and m dmin / D / 256 fit fp16,
+// A weight w of a row is stored as w / (256 D): with D = max(|d|, |dmin| / 8) the factors s d / D * 2^6..2^12 and m dmin / D / 256 fit fp16,
 // and as |d| is D where rows are as usual, s and the codes are exact. (D grows where an outlier would not fit.)
 // Lane (g, t) decodes line t of the block's four in rows g + 8k; lane l adds the outliers of word l's row, which ascend by column
 // (launch_sort_outliers), one slot ahead. The panel's slots of several on one column add up, as one lane has them all.
