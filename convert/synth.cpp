@@ -21,6 +21,9 @@ struct Shape {
   uint32_t vocab_size, dim, ffn_dim, n_layers, n_heads, n_kv_heads, max_context;
   float rope_theta;
   bool tied;
+  uint32_t head_dim = 0;                         // 0: dim / n_heads
+  uint32_t n_experts = 0, n_active_experts = 0;  // ffn_dim is then one expert's
+  bool qk_norm = false;
 };
 
 constexpr Shape kShapes[] = {
@@ -29,6 +32,7 @@ constexpr Shape kShapes[] = {
     {"llama-2-70b", 32000, 8192, 28672, 80, 64, 8, 4096, 1e4f, false},
     {"llama-3-8b", 128256, 4096, 14336, 32, 32, 8, 8192, 5e5f, false},
     {"tinyllama-1.1b", 32000, 2048, 5632, 22, 32, 4, 2048, 1e4f, false},
+    {"qwen3-30b-a3b", 151936, 2048, 768, 48, 32, 4, 40960, 1e6f, false, 128, 128, 8, true},
     {"demo", 8192, 256, 768, 8, 8, 4, 512, 1e4f, true},
 };
 
@@ -71,7 +75,10 @@ ModelSpec make_spec(const Shape& shape) {
   spec.n_layers = shape.n_layers;
   spec.n_heads = shape.n_heads;
   spec.n_kv_heads = shape.n_kv_heads;
-  spec.head_dim = shape.dim / shape.n_heads;
+  spec.head_dim = shape.head_dim != 0 ? shape.head_dim : shape.dim / shape.n_heads;
+  spec.n_experts = shape.n_experts;
+  spec.n_active_experts = shape.n_active_experts;
+  spec.qk_norm = shape.qk_norm;
   spec.max_context = shape.max_context;
   spec.norm_eps = 1e-5f;
   spec.tied_embeddings = shape.tied;

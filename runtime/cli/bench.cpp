@@ -35,12 +35,21 @@ struct Figures {
   double bandwidth = 0, bandwidth_share = 0, mac_peak = 0, mac_share = 0;
 };
 
-// What one generated token reads: every weight once, but of an untied embedding only a row.
+// Which part of a matrix one token uses: of the experts those that it is sent to.
+double share_used(const Model& model, const Tensor& tensor) {
+  const ModelSpec& spec = model.spec();
+  return tensor.name.find(".experts.") == std::string::npos
+             ? 1
+             : static_cast<double>(spec.n_active_experts) / spec.n_experts;
+}
+
+// What one generated token reads: every weight that it uses once, but of an untied embedding only a row.
 uint64_t weight_bytes_per_token(const Model& model) {
-  uint64_t n_bytes = 0;
+  double n_bytes = 0;
   for (const Tensor& tensor : model.container().tensors())
-    if (tensor.name != "embed" || model.spec().tied_embeddings) n_bytes += tensor.size_bytes;
-  return n_bytes;
+    if (tensor.name != "embed" || model.spec().tied_embeddings)
+      n_bytes += static_cast<double>(tensor.size_bytes) * share_used(model, tensor);
+  return static_cast<uint64_t>(n_bytes);
 }
 
 // Multiply-adds of one token in matrices; the head counts once, as in a prompt only the last token needs it.
@@ -51,7 +60,7 @@ double macs_of_prompt(const Model& model, uint32_t n_tokens) {
     if (tensor.name == "embed" || tensor.name == "head")
       head = n;
     else if (tensor.n_rows > 1)
-      body += n;
+      body += n * share_used(model, tensor);
   }
   return body * n_tokens + head;
 }
