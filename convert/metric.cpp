@@ -30,9 +30,19 @@ Metric::Metric(Hessian hessian, double damping, double shrinkage, uint32_t n_thr
   });
 }
 
-// With A = x / sqrt(n_tokens mean) and H = A' A + damping: H^-1 = (1 - A' (A A' + damping)^-1 A) / damping.
+// The diagonals of a Hessian that fits, or with A = x / sqrt(n_tokens mean) and H = A' A + damping: H^-1 = (1 - A' (A A' + damping)^-1 A) / damping.
 Metric Metric::of_samples(const std::vector<float>& x, uint32_t n_cols, double damping, uint32_t n_threads) {
   const uint32_t n_tokens = static_cast<uint32_t>(x.size() / n_cols);
+  if (n_tokens >= n_cols) {  // n_cols^3 instead of n_tokens^2 n_cols
+    Hessian hessian{n_cols, std::vector<float>(size_t{n_cols} * n_cols)};
+    mean_products(x.data(), nullptr, x.data(), n_tokens, n_cols, n_cols, 1, hessian.values.data(), n_threads);
+    if (hessian.mean_diagonal() == 0) return Metric(n_cols);
+    Metric metric(std::move(hessian), damping, 0, n_threads);
+    metric.inverse_diagonal();
+    metric.factor_ = {};
+    metric.square_ = {};
+    return metric;
+  }
   std::vector<double> squares(n_cols);
   for (size_t t = 0; t < n_tokens; ++t)
     for (size_t c = 0; c < n_cols; ++c) squares[c] += double{x[t * n_cols + c]} * double{x[t * n_cols + c]};

@@ -28,7 +28,8 @@ class Metric {
   // damping: of the mean diagonal, added to the diagonal. shrinkage: 0..1, of the other elements. Throws when the mean diagonal
   // is not above 0. The values become the square: move them here.
   Metric(Hessian hessian, double damping, double shrinkage, uint32_t n_threads);
-  // From fewer tokens than columns, x: [n_tokens, n_cols]: the diagonals alone, without a square.
+  // From a few tokens, x: [n_tokens, n_cols]: the diagonals alone, without a square, nor on the way to them one of more columns
+  // than there are tokens.
   static Metric of_samples(const std::vector<float>& x, uint32_t n_cols, double damping, uint32_t n_threads);
 
   uint32_t n_cols() const { return static_cast<uint32_t>(diagonal_.size()); }

@@ -81,19 +81,21 @@ TEST_CASE(
 }
 
 TEST_CASE("a metric of few samples has the diagonals of the Hessian that they make") {
-  constexpr uint32_t kTokens = 40, kCols = 90;
-  std::vector<float> x = gaussian(kTokens * kCols, 14);
-  for (uint32_t t = 0; t < kTokens; ++t) x[t * kCols + 7] *= 30;  // as real inputs have: one large channel
-  Hessian h{kCols, std::vector<float>(kCols * kCols)};
-  mean_products(x.data(), nullptr, x.data(), kTokens, kCols, kCols, 1, h.values.data(), 1);
-  Metric dense(h, 0.02, 0, 1), sampled = Metric::of_samples(x, kCols, 0.02, 2);
-  for (uint32_t c = 0; c < kCols; ++c) {
-    CHECK(sampled.diagonal()[c] == Approx(dense.diagonal()[c]).epsilon(1e-4));
-    CHECK(sampled.inverse_diagonal()[c] == Approx(dense.inverse_diagonal()[c]).epsilon(1e-3));
+  constexpr uint32_t kCols = 90;
+  for (const uint32_t n_tokens : {1u, 40u, 89u, 90u, 200u}) {
+    std::vector<float> x = gaussian(n_tokens * kCols, 14);
+    for (uint32_t t = 0; t < n_tokens; ++t) x[t * kCols + 7] *= 30;  // as real inputs have: one large channel
+    Hessian h{kCols, std::vector<float>(kCols * kCols)};
+    mean_products(x.data(), nullptr, x.data(), n_tokens, kCols, kCols, 1, h.values.data(), 1);
+    Metric dense(h, 0.02, 0, 1), sampled = Metric::of_samples(x, kCols, 0.02, 2);
+    for (uint32_t c = 0; c < kCols; ++c) {
+      CHECK(sampled.diagonal()[c] == Approx(dense.diagonal()[c]).epsilon(1e-4));
+      CHECK(sampled.inverse_diagonal()[c] == Approx(dense.inverse_diagonal()[c]).epsilon(1e-3));
+    }
+    CHECK_FALSE(sampled.is_dense());
+    // Nothing seen: all columns alike.
+    CHECK(Metric::of_samples(std::vector<float>(n_tokens * kCols), kCols, 0.02, 1).diagonal()[3] == 1);
   }
-  CHECK_FALSE(sampled.is_dense());
-  // Nothing seen: all columns alike.
-  CHECK(Metric::of_samples(std::vector<float>(kTokens * kCols), kCols, 0.02, 1).diagonal()[3] == 1);
 }
 
 TEST_CASE("the products of calibration equal the naive sums for sizes around a tile") {
