@@ -221,6 +221,7 @@ class Terminal(CliTest):
             self.type(f"Go on {attempt}\n")
             self.expect(rf"Go on {attempt}\r?\n")
             self.type("\x03")
+            time.sleep(0.5)  # at a prompt, the signal would take away what is typed before it is handled
             self.type("/set max_tokens 300\n")
             stopped = "[stopped" in self.expect(r"max_tokens = 300")
             self.expect(r"> ")
