@@ -32,7 +32,8 @@ def script(path: pathlib.Path, text: str):
 
 
 class GpuCheck(unittest.TestCase):
-    def run_script(self, folder: pathlib.Path, parts: str, **more):
+    def run_script(self, folder: pathlib.Path, parts: str, finding=0, **more):
+        """finding: the exit status of the stand-in for compute-sanitizer, 9 when it finds something."""
         programs = folder / "programs"
         programs.mkdir(exist_ok=True)
         script(programs / "pith", PITH.format(pith=os.environ["PITH"]))
@@ -43,7 +44,8 @@ class GpuCheck(unittest.TestCase):
             script(programs / name, f"#!/bin/sh\nexec {command}\n")
         subprocess.run([os.environ["PITH"], "convert", ROOT / "models/demo", "-o", programs / "demo.pith", "--bits", "16",
                         "--restart"], check=True, capture_output=True)
-        script(folder / "compute-sanitizer", '#!/bin/sh\n[ "$1 $2 $3" = "--error-exitcode 9 --tool" ] || exit 3\nshift 4\n[ -x "$1" ] && echo "would look at $*"\n')
+        script(folder / "compute-sanitizer", '#!/bin/sh\n[ "$1 $2 $3" = "--error-exitcode 9 --tool" ] || exit 3\nshift 4\n'
+               f'[ -x "$1" ] && echo "would look at $*" && exit {finding}\n')
         environment = dict(os.environ, PATH=f"{folder}:{os.environ['PATH']}", RESULTS=str(folder / "results"),
                            WORK=str(folder), PARTS=parts, **more)
         done = subprocess.run([ROOT / "tests/gpu_check.sh", "run", programs], env=environment, capture_output=True, text=True)
@@ -77,10 +79,10 @@ class GpuCheck(unittest.TestCase):
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             script(folder / "python3", "#!/bin/sh\nexit 1\n")  # a machine without PyTorch
-            (folder / "programs").mkdir()
-            done, text = self.run_script(folder, "nonsense big:demo torch")
-        self.assertEqual(done.returncode, 0, done.stderr)  # a shape that there is not is no result, not a failure
-        self.assertIn("| nonsense | 2.85 | no file |", text)
+            done, text = self.run_script(folder, "sanitize nonsense big:demo torch", finding=9)
+        self.assertEqual(done.returncode, 1, text + done.stderr)
+        self.assertIn("| racecheck, kernels | FAILED (9) |", text)
+        self.assertIn("| nonsense | 2.85 | no file |", text)  # a shape that there is not is no result, not a failure
         self.assertIn("| demo | 2.85 |", text)
         self.assertIn("PyTorch is not here.", text)
 

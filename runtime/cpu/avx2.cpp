@@ -90,6 +90,13 @@ __m256i add_products(__m256i acc, __m256i a, __m256i b) {
 #endif
 }
 
+// The low or the high half of every word, twice.
+__m256i half_twice(__m256i words, bool high) {
+  const __m256i low =
+      _mm256_set_epi64x(0x0d0c0d0c09080908, 0x0504050401000100, 0x0d0c0d0c09080908, 0x0504050401000100);
+  return _mm256_shuffle_epi8(words, high ? _mm256_add_epi8(low, _mm256_set1_epi8(2)) : low);
+}
+
 // Scales and minimums of a pair of lines for 8 words, each as int16 pairs (even line, odd line).
 struct PairScales {
   __m256i s, m;
@@ -98,12 +105,7 @@ template <uint32_t kGroup>
 PairScales pair_scales(const uint8_t* scales, uint32_t pair, uint32_t eighth) {
   const uint8_t* const bytes = scales + size_t{kGroup == 16 ? pair : pair / 2} * 64 + eighth * 16;
   __m256i sm = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-  if constexpr (kGroup ==
-                32) {  // both lines belong to one group: the low or the high half of the word, twice
-    const __m256i low =
-        _mm256_set_epi64x(0x0d0c0d0c09080908, 0x0504050401000100, 0x0d0c0d0c09080908, 0x0504050401000100);
-    sm = _mm256_shuffle_epi8(sm, pair % 2 ? _mm256_add_epi8(low, _mm256_set1_epi8(2)) : low);
-  }
+  if constexpr (kGroup == 32) sm = half_twice(sm, pair % 2 != 0);  // both lines belong to one group
   return {_mm256_and_si256(sm, _mm256_set1_epi16(15)), _mm256_srli_epi16(sm, 4)};
 }
 
@@ -113,21 +115,17 @@ __m256i add_scaled_pair(__m256i acc, __m256i even, __m256i odd, __m256i s) {
   if constexpr (kVnni)
     return add_products(acc, _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa), s);
   if constexpr (kGroup == 32) return add_products(acc, even, s);
-  const __m256i low =
-      _mm256_set_epi64x(0x0d0c0d0c09080908, 0x0504050401000100, 0x0d0c0d0c09080908, 0x0504050401000100);
-  acc = add_products(acc, even, _mm256_shuffle_epi8(s, low));
-  return add_products(acc, odd, _mm256_shuffle_epi8(s, _mm256_add_epi8(low, _mm256_set1_epi8(2))));
+  return add_products(add_products(acc, even, half_twice(s, false)), odd, half_twice(s, true));
 }
 
 // ---- one token ----------------------------------------------------------------------------------------------------
 
-// Sum of codes * activations for 8 words, in two parts that spare a shift a line: units + 4 * fours.
+// Sum of codes * activations for 8 words, in two parts that spare a shift a line: units + 4 * fours. With VNNI only the low
+// half of the total counts.
 struct Sum {
   __m256i units = _mm256_setzero_si256(), fours = units;
 
-  __m256i total() const {
-    return _mm256_add_epi16(units, _mm256_slli_epi16(fours, 2));
-  }  // the low half with VNNI
+  __m256i total() const { return _mm256_add_epi16(units, _mm256_slli_epi16(fours, 2)); }
 };
 
 // Adds a line for 16 words; hi, lo: their 64 bytes of it, lo only of a 4-bit line; a: the line's 16 activations.
