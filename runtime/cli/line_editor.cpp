@@ -27,6 +27,7 @@ constexpr int kHistoryLines = 1000;
 constexpr std::string_view kPasteBegin = "\x1b[200~", kPasteEnd = "\x1b[201~";
 constexpr const char* kPasteOn = "\x1b[?2004h";
 constexpr const char* kPasteOff = "\x1b[?2004l";
+constexpr char kCtrlD = '\x04';
 // How a newline inside the line looks while it is edited and in the history.
 constexpr wchar_t kNewlineSign = L'\u23ce';
 constexpr std::string_view kNewlineSignUtf8 = "\u23ce";
@@ -105,6 +106,7 @@ struct LineEditor::Impl {
       char byte;
       const int n = self.next_byte(byte);
       if (n <= 0) return n;
+      if (byte == '\0') byte = kCtrlD;  // typed before libedit took the terminal over, Ctrl-D arrives as this
       if (byte == '\x1b' && self.take_paste_mark()) continue;
       if (self.pasting && static_cast<unsigned char>(byte) < 0x20) {
         const bool second = byte == '\n' && self.after_return;  // of \r\n

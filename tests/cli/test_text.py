@@ -200,6 +200,11 @@ class Terminal(CliTest):
         self.assertEqual(history.stat().st_mode & 0o777, 0o600)
         self.assertIn("/stats", history.read_text(errors="replace"))
 
+    def test_leaving_is_understood_before_the_prompt_is_there(self):
+        self.start(self.models.full)
+        self.type("\x04")
+        self.assertEqual(self.exit_code(), 0)
+
     def test_pasted_lines_are_one_question(self):
         self.start(self.models.full, "-n", "2", "--temp", "0")
         self.expect(r"> ")
