@@ -155,11 +155,13 @@ struct Sum {
 }
 
 // Sums of the outliers of 8 words, added to `sum`.
-__m256 add_outliers(const Matrix& m, uint32_t panel, uint32_t eighth, const Input& in, __m256 sum) {
+__m256 add_outliers(const Matrix& m, uint32_t panel, uint32_t quarter, const Input& in,
+                    const ReadAhead& ahead, __m256 sum) {
   const q24::Layout& l = m.view.layout;
   for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
+    if (slot % 4 == quarter) ahead.fetch_beside_outliers(slot);
     const __m256i words =
-        load256(m.view.outliers + (size_t{panel} * l.shape.n_slots + slot) * 64 + eighth * 16);
+        load256(m.view.outliers + (size_t{panel} * l.shape.n_slots + slot) * 64 + quarter * 16);
     const __m256i col = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
     const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(l.padded_cols)), col);
     const __m256 x = _mm256_i32gather_ps(in.x_hat, _mm256_and_si256(col, inside), 4);
@@ -228,7 +230,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
     const __m256 dmin = low_halves(_mm256_srli_epi32(both, 16));
     __m256 sum =
         _mm256_fnmadd_ps(dmin, acc_m[i], _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.25f), d), acc_s[i]));
-    sum = add_outliers(m, panel, i, in, sum);
+    sum = add_outliers(m, panel, i, in, ahead, sum);
     float out[8];
     _mm256_storeu_ps(out, sum);
     for (int w = 0; w < 8; ++w) y[kWordRow[i * 8 + static_cast<uint32_t>(w)]] = out[w];

@@ -43,8 +43,10 @@ constexpr long long kLoMatrix(int p) {
   return static_cast<long long>((2ULL << (2 * p) << 48) | (1ULL << (2 * p) << 56));
 }
 
+// Not by GFNI alone: that goes to the units that multiply, a shift and a mask go to the others (Zen 4: 8 % in cache).
 template <int kQuad>
 __m512i hi_codes(__m512i hi) {
+  if constexpr (kQuad == 3) return _mm512_and_si512(_mm512_srli_epi32(hi, 4), _mm512_set1_epi8(0x0c));
   if constexpr (kQuad == 1) return _mm512_and_si512(hi, _mm512_set1_epi8(0x0c));
   return _mm512_gf2p8affine_epi64_epi8(hi, _mm512_set1_epi64(kHiMatrix(kQuad)), 0);
 }
@@ -104,9 +106,11 @@ __m512i fine_sums(__m512i sum, __m512i lo, const int8_t* a) {
 }
 
 // Sums of the outliers of 16 words, added to `sum`.
-__m512 add_outliers(const Matrix& m, uint32_t panel, uint32_t half, const Input& in, __m512 sum) {
+__m512 add_outliers(const Matrix& m, uint32_t panel, uint32_t half, const Input& in, const ReadAhead& ahead,
+                    __m512 sum) {
   const q24::Layout& l = m.view.layout;
   for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
+    if (slot % 2 == half) ahead.fetch_beside_outliers(slot);
     const __m512i words =
         load512(m.view.outliers + (size_t{panel} * l.shape.n_slots + slot) * 64 + half * 32);
     const __m512i col = _mm512_and_si512(words, _mm512_set1_epi32(0xffff));
@@ -171,7 +175,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
     const __m512 d = _mm512_mul_ps(_mm512_set1_ps(0.25f), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
     const __m512 dmin = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
     sums[half] = _mm512_fnmadd_ps(dmin, acc_m[half], _mm512_mul_ps(d, acc_s[half]));
-    sums[half] = add_outliers(m, panel, half, in, sums[half]);
+    sums[half] = add_outliers(m, panel, half, in, ahead, sums[half]);
   }
   // Word order to row order: row r is word 4 * (r % 8) + r / 8.
   const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
