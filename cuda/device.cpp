@@ -48,8 +48,11 @@ DeviceList list_devices() {
                     p.totalGlobalMem,
                     0,
                     static_cast<uint64_t>(p.l2CacheSize),
-                    p.sharedMemPerBlockOptin};
+                    p.sharedMemPerBlockOptin,
+                    0};
     if (info.sm() < 75) continue;
+    if (int khz = 0; cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, i) == cudaSuccess)
+      info.clock_mhz = khz / 1000;
     size_t free_bytes = 0, total = 0;
     if (cudaSetDevice(i) == cudaSuccess && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess)
       info.free_bytes = free_bytes;

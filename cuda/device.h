@@ -23,6 +23,7 @@ struct DeviceInfo {
   std::string name;
   int compute_major, compute_minor, n_multiprocessors;
   uint64_t total_bytes, free_bytes, l2_bytes, max_shared_bytes;  // of a block, opted in
+  int clock_mhz;                                                 // the highest
   int sm() const { return compute_major * 10 + compute_minor; }
 };
 

@@ -1,5 +1,6 @@
 // device.h over host memory, for tests: a device of two multiprocessors whose streams run at once. A capture records what would have
 // run. Fresh memory holds garbage.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -20,6 +21,8 @@ namespace pith::cuda {
 
 namespace {
 
+uint64_t total_bytes = uint64_t{1} << 30, used_bytes = 0;
+
 uint8_t* allocate(size_t n_bytes) {
   if (n_bytes == 0) return nullptr;
   void* p = nullptr;
@@ -37,19 +40,31 @@ void submit(StreamHandle stream, std::function<void()> work) {
     work();
 }
 
+void emulate_memory(uint64_t n_bytes) {
+  total_bytes = n_bytes;
+}
+
 void check(int, const char*) {}
 
 DeviceList list_devices() {
-  return {{{0, "emulated", 9, 0, 2, uint64_t{1} << 30, uint64_t{1} << 30, 1 << 20, 227 * 1024}}, ""};
+  const auto [free_bytes, total] = free_memory();
+  return {{{0, "emulated", 9, 0, 2, total, free_bytes, 1 << 20, 227 * 1024, 1000}}, ""};
 }
 void use_device(int) {}
 std::pair<uint64_t, uint64_t> free_memory() {
-  return {uint64_t{1} << 30, uint64_t{1} << 30};
+  return {total_bytes - std::min(total_bytes, used_bytes), total_bytes};
 }
 
-DeviceBuffer::DeviceBuffer(size_t n_bytes, const char*) : data_(allocate(n_bytes)), n_bytes_(n_bytes) {}
+DeviceBuffer::DeviceBuffer(size_t n_bytes, const char* what) : n_bytes_(n_bytes) {
+  if (const auto [free_bytes, total] = free_memory(); n_bytes > free_bytes)
+    throw_error(ErrorCode::kOutOfMemory, "cuda: {} needs {} MB, {} of {} MB are free", what, n_bytes >> 20,
+                free_bytes >> 20, total >> 20);
+  data_ = allocate(n_bytes);
+  used_bytes += n_bytes;
+}
 DeviceBuffer::~DeviceBuffer() {
   std::free(data_);
+  used_bytes -= n_bytes_;
 }
 void DeviceBuffer::fill(int byte) {
   if (n_bytes_ != 0) std::memset(data_, byte, n_bytes_);

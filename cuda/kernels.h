@@ -257,4 +257,29 @@ void launch_attention_prefill(const AttentionPrefill& args, const Launch& how);
 
 void launch_attention_decode(const AttentionDecode& args, uint32_t n_splits, const Launch& how);
 
+// ---- Products in float32 (calibration) ----
+
+constexpr uint32_t kFloatTile = 128, kFloatDepth = 16;
+
+// c = (adds ? c : 0) + a' b, the same bits on every device: gemm_float.cuh has the order of additions. A sum that is cut into launches of
+// multiples of 256 depths keeps them.
+struct GemmFloat {
+  const float* a;                  // [depth, n_rows]
+  const float* b;                  // [depth, n_cols]
+  float* c;                        // [n_rows, n_cols]; symmetric: only tiles on and below the diagonal
+  uint32_t depth, n_rows, n_cols;  // multiples of kFloatDepth, kFloatTile, kFloatTile; depth > 0
+  bool adds, symmetric;            // symmetric: a is b
+};
+void launch_gemm_float(const GemmFloat& args, const Launch& how);
+
+// to = from or its transpose, zeros around it.
+struct LayOut {
+  const float* from;                     // [n_rows, n_cols]
+  float* to;                             // [to_rows, to_cols], rows to_stride apart; both multiples of 32
+  uint32_t n_rows, n_cols;               // of from
+  uint32_t to_rows, to_cols, to_stride;  // not smaller
+  bool transposed;
+};
+void launch_lay_out(const LayOut& args, const Launch& how);
+
 }  // namespace pith::cuda

@@ -6,6 +6,7 @@
 #include "cuda/attention_decode.cuh"
 #include "cuda/attention_prefill.cuh"
 #include "cuda/experts.cuh"
+#include "cuda/gemm_float.cuh"
 #include "cuda/gemm_half.cuh"
 #include "cuda/gemm_q24.cuh"
 #include "cuda/matvec_plain.cuh"
@@ -255,6 +256,17 @@ void launch_product_experts(const ProductExperts& args, const Launch& how) {
         {args.n_blocks, args.stack.n_experts, kWarps * kWarp},
         MatvecPlainShared(like.plain.n_cols, kWarps, false).total, how, args);
   });
+}
+
+void launch_gemm_float(const GemmFloat& args, const Launch& how) {
+  launch<GemmFloat>(gemm_float_body,
+                    {args.n_cols / kFloatTile, args.n_rows / kFloatTile, kFloatWarps * kWarp},
+                    kFloatSharedBytes, how, args);
+}
+
+void launch_lay_out(const LayOut& args, const Launch& how) {
+  launch<LayOut>(lay_out_body, {args.to_cols / kLayTile, args.to_rows / kLayTile, kWarps * kWarp},
+                 kLayTile * (kLayTile + 1) * 4, how, args);
 }
 
 void launch_combine_experts(const CombineExperts& args, const Launch& how) {

@@ -9,4 +9,7 @@ namespace pith::cuda {
 // Runs `work` now, or records it when the stream is being captured.
 void submit(StreamHandle stream, std::function<void()> work);
 
+// From now on the device has so much memory, 1 GiB before: what is there stays, what does not fit is refused as a GPU would.
+void emulate_memory(uint64_t n_bytes);
+
 }  // namespace pith::cuda
