@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "convert/gemm.h"
 #include "format/error.h"
 #include "format/utf8.h"
 
@@ -99,13 +98,13 @@ std::vector<int32_t> distinct_ids(const CalibrationTokens& tokens) {
   return ids;
 }
 
-Calibration::Calibration(const ModelSpec& spec, CalibrationTokens tokens, uint32_t n_threads)
+Calibration::Calibration(const ModelSpec& spec, CalibrationTokens tokens, const Products& products)
     : spec_(spec),
       tokens_(std::move(tokens)),
       n_tokens_(static_cast<uint32_t>(tokens_.ids.size())),
       n_counted_(n_tokens_ - tokens_.n_held_out * tokens_.window),
-      n_threads_(n_threads),
-      forward_(spec, tokens_.window, n_threads) {
+      products_(products),
+      forward_(spec, tokens_.window, products) {
   original_.residual.resize(size_t{n_tokens_} * spec.dim);
   quantized_.residual.resize(size_t{n_tokens_} * spec.dim);
 }
@@ -122,7 +121,7 @@ Hessian Calibration::hessian(Step step) {
   const uint32_t n = forward_.n_inputs(step.part);
   Hessian hessian{n, std::vector<float>(size_t{n} * n)};
   const float* const x = quantized_.input.data();
-  mean_products(x, nullptr, x, n_counted_, n, n, 1, hessian.values.data(), n_threads_);
+  products_.mean_products(x, nullptr, x, n_counted_, n, n, 1, hessian.values.data());
   return hessian;
 }
 
@@ -177,12 +176,12 @@ Hessian Calibration::expert_hessian(Step step) {
   Hessian result{n, std::vector<float>(size_t{n} * n)};
   const double scale = n_rows > 0 ? static_cast<double>(n_rows) / square : 0;  // as if shares were 1
   if (n_rows > 0)
-    mean_products(y.data(), nullptr, y.data(), static_cast<uint32_t>(n_rows), n, n, scale,
-                  result.values.data(), n_threads_);
+    products_.mean_products(y.data(), nullptr, y.data(), static_cast<uint32_t>(n_rows), n, n, scale,
+                            result.values.data());
   if (!is_down && layer_h_.empty()) {
     layer_h_.resize(size_t{n} * n);
     const float* const normed = quantized_.normed.data();
-    mean_products(normed, nullptr, normed, n_counted_, n, n, 1, layer_h_.data(), n_threads_);
+    products_.mean_products(normed, nullptr, normed, n_counted_, n, n, 1, layer_h_.data());
   }
   const double mean = result.mean_diagonal();
   const float own =
@@ -210,13 +209,16 @@ void Calibration::apply_quantized(Step step, const std::vector<float>& weights) 
 Divergence Calibration::held_out(const std::vector<float>& norm, const std::vector<float>& head_original,
                                  const std::vector<float>& head_quantized) const {
   Divergence sums;
+  if (n_counted_ == n_tokens_) return sums;
   std::vector<float> p, q;
+  const ProductMatrix original = products_.keep(head_original.data(), spec_.vocab_size, spec_.dim),
+                      quantized = products_.keep(head_quantized.data(), spec_.vocab_size, spec_.dim);
   for (uint32_t begin = n_counted_; begin < n_tokens_; begin += tokens_.window) {
     const size_t at = size_t{begin} * spec_.dim;
-    forward_.logits(original_.residual.data() + at, tokens_.window, norm, head_original, p);
-    log_probabilities(p, spec_.vocab_size, n_threads_);
-    forward_.logits(quantized_.residual.data() + at, tokens_.window, norm, head_quantized, q);
-    add_divergence(p, q, spec_.vocab_size, tokens_.ids.data() + begin + 1, n_threads_, sums);
+    forward_.logits(original_.residual.data() + at, tokens_.window, norm, original, p);
+    log_probabilities(p, spec_.vocab_size, products_.n_threads());
+    forward_.logits(quantized_.residual.data() + at, tokens_.window, norm, quantized, q);
+    add_divergence(p, q, spec_.vocab_size, tokens_.ids.data() + begin + 1, products_.n_threads(), sums);
   }
   return sums;
 }

@@ -9,7 +9,8 @@
 //
 // An expert is quantized for the tokens that the quantized model routes to it, each by its share squared. Where they are few,
 // what all of the layer's tokens say is mixed in.
-// Deterministic, whatever the number of threads. Not thread safe.
+// Matrix products run where `products` says (products.h), all else on the CPU. Deterministic, whatever the number of threads. Not
+// thread safe.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -47,7 +48,7 @@ uint32_t affordable_tokens(const ModelSpec& spec, uint32_t wanted);
 
 class Calibration {
  public:
-  Calibration(const ModelSpec& spec, CalibrationTokens tokens, uint32_t n_threads);
+  Calibration(const ModelSpec& spec, CalibrationTokens tokens, const Products& products);
 
   // Row `id` of the embedding, for the original and the quantized stream: called once for each id that occurs.
   template <typename RowReader>  // void(uint32_t id, float* original, float* quantized)
@@ -74,7 +75,8 @@ class Calibration {
 
   const ModelSpec& spec_;
   CalibrationTokens tokens_;
-  uint32_t n_tokens_, n_counted_, n_threads_;  // counted: of the statistics
+  uint32_t n_tokens_, n_counted_;  // counted: of the statistics
+  Products products_;
   Forward forward_;
   Stream original_, quantized_;
   // Of the expert at hand, rows of either stream's input times the token's share, and how far they are to be trusted.

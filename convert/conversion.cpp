@@ -8,7 +8,6 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
-#include <thread>
 
 #include "convert/budget.h"
 #include "convert/calibration_text.h"
@@ -80,14 +79,14 @@ void refuse_huge(const std::string& name, const std::vector<float>& weights, uin
 
 }  // namespace
 
-Conversion::Conversion(const Source& source, const ConvertOptions& options, Writer& writer,
-                       ConvertReport& report)
+Conversion::Conversion(const Source& source, const ConvertOptions& options, const Products& products,
+                       Writer& writer, ConvertReport& report)
     : source_(source),
       options_(options),
       writer_(writer),
       report_(report),
-      n_threads_(options.n_threads > 0 ? options.n_threads
-                                       : std::max(1u, std::thread::hardware_concurrency())) {
+      products_(products),
+      n_threads_(products.n_threads()) {
   for (const TensorPlan& tensor : source.plan) n_weights_ += uint64_t{tensor.n_rows} * tensor.n_cols;
 }
 
@@ -176,7 +175,7 @@ void Conversion::measure() {
                             : levers.outliers == Outliers::kAuto ? std::vector<double>{0, kOutlierShare}
                                                                  : std::vector<double>{kOutlierShare};
   }
-  SensitivityRun sensitivity(source_.spec, tokens_, std::move(wanted), n_threads_);
+  SensitivityRun sensitivity(source_.spec, tokens_, std::move(wanted), products_);
   std::vector<float> norm, head;
   const std::vector<Step> steps = layer_steps(source_.spec);
   std::vector<const TensorPlan*> matrices;  // of a layer so far
@@ -303,7 +302,7 @@ QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, std::vector<f
   hessian = {};
   if (is_step && is_known && options_.levers.correct) {
     const Timed timed(report_, "correct");
-    retarget(weights, plan.n_rows, calibration_->drift(step), metric, n_threads_);
+    retarget(weights, plan.n_rows, calibration_->drift(step), metric, products_);
   }
   const Timed timed(report_, "quantize");
   return quantize(weights, plan.n_rows, std::move(metric), options, n_threads_);
@@ -390,7 +389,7 @@ void Conversion::run(Metadata& metadata) {
     if (is_measured) measure();
     plan_budget();
   }
-  if (is_calibrated) calibration_.emplace(source_.spec, std::move(tokens_), n_threads_);
+  if (is_calibrated) calibration_.emplace(source_.spec, std::move(tokens_), products_);
 
   uint64_t source_hash = 0;
   for (const TensorPlan& plan : source_.plan) {

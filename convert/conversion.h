@@ -21,7 +21,8 @@ constexpr uint64_t kMaxCalibrationBytes = 1 << 30;
 
 class Conversion {
  public:
-  Conversion(const Source& source, const ConvertOptions& options, Writer& writer, ConvertReport& report);
+  Conversion(const Source& source, const ConvertOptions& options, const Products& products, Writer& writer,
+             ConvertReport& report);
   // Adds every tensor and completes the metadata; the file remains to be finished.
   void run(Metadata& metadata);
 
@@ -73,6 +74,7 @@ class Conversion {
   const ConvertOptions& options_;
   Writer& writer_;
   ConvertReport& report_;
+  Products products_;
   uint32_t n_threads_;
   uint64_t n_weights_ = 0, n_done_ = 0;
   std::map<std::string, q24::Shape> shapes_;  // of the linear layers

@@ -1,7 +1,9 @@
 #include "convert/converter.h"
 
+#include <algorithm>
 #include <ctime>
 #include <filesystem>
+#include <thread>
 
 #include "convert/conversion.h"
 #include "convert/json_file.h"
@@ -10,6 +12,7 @@
 #include "convert/tokenizer_import.h"
 #include "format/checksum.h"
 #include "format/error.h"
+#include "runtime/backend.h"
 
 namespace pith {
 
@@ -31,13 +34,17 @@ const char* name_of(Effort effort) {
   return effort == Effort::kFast ? "fast" : "normal";
 }
 
+bool is_calibrated(const ConvertOptions& options) {
+  return options.bits < 16 && options.calibrate;
+}
+
 // What decides the bytes, apart from the source.
-std::string describe(const ConvertOptions& options) {
+std::string describe(const ConvertOptions& options, const Products& products) {
   std::string text = fmt::format("bits={}", options.bits);
   if (options.bits < 16)
     text += fmt::format(" embed-bits={} effort={} {}", options.embed_bits, name_of(options.effort),
                         describe(options.levers));
-  if (options.bits < 16 && options.calibrate) {
+  if (is_calibrated(options)) {
     text += fmt::format(" calibration-tokens={}", options.calibration_tokens);
     for (const std::string& path : options.calibration_files) {
       if (path == kSelfText) {
@@ -48,6 +55,7 @@ std::string describe(const ConvertOptions& options) {
       text += fmt::format(" calibration={:016x}",
                           checksum64({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));
     }
+    if (products.on_device()) text += " device=cuda";
   }
   if (options.force) text += " force";
   if (options.allow_nonfinite) text += " allow-nonfinite";
@@ -60,19 +68,27 @@ ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
   check_options(options);
   ConvertReport report;
   const Source source = open_source(dir, {options.force, options.allow_nonfinite}, report.notes);
+  Products products(options.n_threads > 0 ? options.n_threads
+                                          : std::max(1u, std::thread::hardware_concurrency()));
+  // Without calibration there is nothing to multiply: a device that was named must be there all the same.
+  if (is_calibrated(options))
+    products = Products::open(options.device, products.n_threads(), source.spec, report.notes);
+  else if (options.device != "auto")
+    backend_for(options.device);
+  report.products_on = products.device_name();
 
   Metadata metadata;
   store_spec(source.spec, metadata);
   import_tokenizer(dir, source.checkpoint.config(), metadata);
   metadata.set("provenance.converter", std::string(kConverterVersion));
-  metadata.set("provenance.options", describe(options));
+  metadata.set("provenance.options", describe(options, products));
   metadata.set("provenance.source", std::filesystem::absolute(dir).lexically_normal().filename().string());
 
   const Bytes settings = metadata.serialize();
   const uint64_t job = checksum64(settings, source.checkpoint.identity());
   Writer writer(options.output, options.resume ? job : job ^ static_cast<uint64_t>(std::time(nullptr)));
   keep_or_discard(writer, [&] {
-    Conversion(source, options, writer, report).run(metadata);
+    Conversion(source, options, products, writer, report).run(metadata);
     writer.finish(metadata);
   });
   report.file_bytes = std::filesystem::file_size(options.output);

@@ -7,7 +7,8 @@
 //
 // An interrupted run leaves OUTPUT.part and its journal, and so does one that ran out of disk or memory. The next run with
 // the same source and options goes on after the last whole tensor: what is done is not quantized again, calibration only
-// passes its activations through it. The bytes are the same as those of an uninterrupted run, for any number of threads.
+// passes its activations through it. The bytes are the same as those of an uninterrupted run, for any number of threads; on a GPU they are
+// not the CPU's, but the same on every GPU.
 // Throws Error; a failure that resuming cannot help (bad input) leaves nothing behind.
 #pragma once
 #include <cstdint>
@@ -44,7 +45,9 @@ struct ConvertOptions {
   bool allow_nonfinite = false;     // NaN and Inf weights pass (16 and 32 bits only)
   bool resume = true;               // false: start over
   uint32_t n_threads = 0;           // 0: all cores
-  uint64_t memory_bytes = 0;        // that calibration may take; 0: what the system has free
+  // Where calibration multiplies (products.h): auto, cpu, cuda, cuda:N. An interrupted run goes on on the kind that it began on.
+  std::string device = "auto";
+  uint64_t memory_bytes = 0;  // that calibration may take; 0: what the system has free
   std::function<void(const ConvertProgress&)> progress;  // from the calling thread; may throw to stop
 };
 
@@ -69,6 +72,7 @@ struct ConvertReport {
   // What one forward pass over the calibration tokens in float32 takes, head left out; 0: not calibrated
   double forward_seconds = 0;
   uint32_t calibration_tokens = 0;
+  std::string products_on;             // "cuda:0 NVIDIA H200", empty: the CPU
   std::vector<TensorQuality> tensors;  // quantized ones
   std::vector<std::string> notes;      // one line each, for the user
 };

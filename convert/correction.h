@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "convert/metric.h"
+#include "convert/products.h"
 
 namespace pith {
 
@@ -22,6 +23,6 @@ struct Drift {
 
 // weights: [n_rows, drift.n_cols], in place. metric: of H, not arranged yet.
 void retarget(std::vector<float>& weights, uint32_t n_rows, const Drift& drift, Metric& metric,
-              uint32_t n_threads);
+              const Products& products);
 
 }  // namespace pith

@@ -7,7 +7,6 @@
 #include <span>
 
 #include "convert/factor.h"
-#include "convert/gemm.h"
 #include "runtime/cpu/kernels.h"
 
 namespace pith {
@@ -76,8 +75,8 @@ bool find_step(const std::string& name, uint32_t& layer, Step& step) {
   return false;
 }
 
-Forward::Forward(const ModelSpec& spec, uint32_t window, uint32_t n_threads)
-    : spec_(spec), window_(window), n_threads_(n_threads) {
+Forward::Forward(const ModelSpec& spec, uint32_t window, Products products)
+    : spec_(spec), products_(std::move(products)), window_(window), n_threads_(products_.n_threads()) {
   for (const RopeSpec& rope : spec.ropes) {
     std::vector<float> cosines, sines;
     for (uint32_t p = 0; p < window; ++p)
@@ -142,42 +141,39 @@ void Forward::prepare(Stream& stream) const {
             vector("attn_norm"), stream.input.data());
 }
 
-void Forward::apply(Step step, Stream& stream, const std::vector<float>& weights) const {
+void Forward::apply(Step step, Stream& stream, const ProductMatrix& weights) const {
   const Part part = step.part;
   const uint32_t n = n_inputs(part), n_rows = n_outputs(part),
-                 n_tokens = static_cast<uint32_t>(stream.input.size() / n),
-                 // Tokens whose outputs of a matrix are in memory at a time.
-      chunk = std::max(1u, rows_at_once(n_threads_) / window_) * window_;
+                 n_tokens = static_cast<uint32_t>(stream.input.size() / n);
   const std::vector<float>& bias = bias_of(step);
   const uint32_t n_next = part == Part::kQkv      ? n_inputs(Part::kAttnOut)
                           : part == Part::kGateUp ? spec_.ffn_dim
                                                   : 0;
-  std::vector<float> next(size_t{n_tokens} * n_next), y;
-  for (uint32_t begin = 0; begin < n_tokens; begin += chunk) {
-    const uint32_t n_here = std::min(chunk, n_tokens - begin);
-    y.resize(size_t{n_here} * n_rows);
-    multiply_transposed(stream.input.data() + size_t{begin} * n, n_here, n, weights.data(), n_rows, y.data(),
-                        n_threads_);
-    if (!bias.empty())
-      for_tokens(n_here, n_threads_, [&](uint32_t t) {
-        for (uint32_t r = 0; r < n_rows; ++r) y[size_t{t} * n_rows + r] += bias[r];
+  std::vector<float> next(size_t{n_tokens} * n_next);
+  // Outputs of a matrix are in memory for a few windows at a time.
+  products_.multiply_transposed(
+      stream.input.data(), nullptr, n_tokens, weights, window_,
+      [&](uint32_t begin, uint32_t n_here, float* y) {
+        if (!bias.empty())
+          for_tokens(n_here, n_threads_, [&](uint32_t t) {
+            for (uint32_t r = 0; r < n_rows; ++r) y[size_t{t} * n_rows + r] += bias[r];
+          });
+        const size_t residual = size_t{begin} * spec_.dim;
+        if (part == Part::kQkv) {
+          attend(y, n_here, next.data() + size_t{begin} * n_next);
+        } else if (part == Part::kGateUp) {
+          gate(y, n_here, next.data() + size_t{begin} * n_next);
+        } else if (step.is_expert(spec_)) {
+          const Stream::Routed* const routed = stream.routed[step.expert].data() + begin;
+          for_tokens(n_here, n_threads_, [&](uint32_t i) {
+            add_scaled(stream.branch.data() + size_t{routed[i].token} * spec_.dim, routed[i].share,
+                       y + size_t{i} * spec_.dim, spec_.dim);
+          });
+        } else {
+          add_to_residual(stream.residual.data() + residual, n_here, y,
+                          vector(part == Part::kAttnOut ? "attn_post_norm" : "ffn_post_norm"));
+        }
       });
-    const size_t residual = size_t{begin} * spec_.dim;
-    if (part == Part::kQkv) {
-      attend(y, n_here, next.data() + size_t{begin} * n_next);
-    } else if (part == Part::kGateUp) {
-      gate(y, n_here, next.data() + size_t{begin} * n_next);
-    } else if (step.is_expert(spec_)) {
-      const Stream::Routed* const routed = stream.routed[step.expert].data() + begin;
-      for_tokens(n_here, n_threads_, [&](uint32_t i) {
-        add_scaled(stream.branch.data() + size_t{routed[i].token} * spec_.dim, routed[i].share,
-                   y.data() + size_t{i} * spec_.dim, spec_.dim);
-      });
-    } else {
-      add_to_residual(stream.residual.data() + residual, n_here, y,
-                      vector(part == Part::kAttnOut ? "attn_post_norm" : "ffn_post_norm"));
-    }
-  }
   if (n_next > 0)
     stream.input = std::move(next);
   else if (part == Part::kAttnOut)
@@ -188,10 +184,10 @@ void Forward::apply(Step step, Stream& stream, const std::vector<float>& weights
     leave_feed_forward(stream);
 }
 
-void Forward::add_to_residual(float* residual, uint32_t n_tokens, std::vector<float>& branch,
+void Forward::add_to_residual(float* residual, uint32_t n_tokens, float* branch,
                               const std::vector<float>& post_norm) const {
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
-    float* const row = branch.data() + size_t{t} * spec_.dim;
+    float* const row = branch + size_t{t} * spec_.dim;
     if (!post_norm.empty()) kernels().rms_norm(row, post_norm.data(), spec_.dim, spec_.norm_eps, row);
     add_scaled(residual + size_t{t} * spec_.dim, spec_.residual_scale, row, spec_.dim);
   });
@@ -215,8 +211,8 @@ void Forward::route(Stream& stream) const {
   const std::vector<float>& bias = vector("router_bias");
   std::vector<float> logits(size_t{n_tokens} * n), shares(size_t{n_tokens} * n_active);
   std::vector<uint32_t> chosen(shares.size());
-  multiply_transposed(stream.normed.data(), n_tokens, spec_.dim, vector("router").data(), n, logits.data(),
-                      n_threads_);
+  products_.multiply_transposed(stream.normed.data(), n_tokens, spec_.dim, vector("router").data(), n,
+                                logits.data());
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
     float* const row = logits.data() + size_t{t} * n;
     for (size_t e = 0; e < bias.size(); ++e) row[e] += bias[e];
@@ -248,16 +244,16 @@ void Forward::gather(Stream& stream, uint32_t expert) const {
 void Forward::leave_feed_forward(Stream& stream) const {
   if (spec_.n_experts > 0)
     add_to_residual(stream.residual.data(), static_cast<uint32_t>(stream.residual.size() / spec_.dim),
-                    stream.branch, vector("ffn_post_norm"));
+                    stream.branch.data(), vector("ffn_post_norm"));
   stream.input = stream.normed = stream.branch = {};
   stream.routed = {};
 }
 
 // gate_up: [n_rows, 2 * ffn_padded], 16 of gate and 16 of up in turn. out: [n_rows, ffn_dim].
-void Forward::gate(const std::vector<float>& gate_up, uint32_t n_rows, float* out) const {
+void Forward::gate(const float* gate_up, uint32_t n_rows, float* out) const {
   constexpr uint32_t kBlock = 16;
   for_tokens(n_rows, n_threads_, [&](uint32_t t) {
-    const float* row = gate_up.data() + size_t{t} * 2 * spec_.ffn_padded();
+    const float* row = gate_up + size_t{t} * 2 * spec_.ffn_padded();
     for (uint32_t i = 0; i < spec_.ffn_dim; i += kBlock)
       kernels().gate(spec_.activation, row + 2 * i, row + 2 * i + kBlock, std::min(kBlock, spec_.ffn_dim - i),
                      out + size_t{t} * spec_.ffn_dim + i);
@@ -277,13 +273,13 @@ void Forward::normalize_heads(float* qkv) const {
 }
 
 // qkv: [n_tokens, q + 2 kv rows], in ruins afterwards. out: [n_tokens, q rows]. Every window on its own, causal.
-void Forward::attend(std::vector<float>& qkv, uint32_t n_tokens, float* out) const {
+void Forward::attend(float* qkv, uint32_t n_tokens, float* out) const {
   const uint32_t head_dim = spec_.head_dim, q_rows = spec_.q_rows(), kv_rows = spec_.kv_rows();
   const size_t stride = q_rows + 2 * kv_rows;
   const LayerSpec& layer = spec_.layers[layer_];
   const std::vector<float>& sinks = vector("sinks");
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
-    float* const row = qkv.data() + t * stride;
+    float* const row = qkv + t * stride;
     normalize_heads(row);
     if (layer.rope_idx < 0) return;
     const size_t rope = static_cast<size_t>(layer.rope_idx);
@@ -295,7 +291,7 @@ void Forward::attend(std::vector<float>& qkv, uint32_t n_tokens, float* out) con
   parallel_for(n_tokens / window_ * spec_.n_heads, n_threads_, [&](uint32_t task) {
     const uint32_t head = task % spec_.n_heads, kv_head = head / (spec_.n_heads / spec_.n_kv_heads);
     const size_t first = size_t{task / spec_.n_heads} * window_;
-    const float* const base = qkv.data() + first * stride;
+    const float* const base = qkv + first * stride;
     const float* const k = base + q_rows + size_t{kv_head} * head_dim;
     const float* const v = k + kv_rows;
     std::vector<float> k_columns(size_t{head_dim} * window_), scores(window_);
@@ -323,17 +319,21 @@ void Forward::attend(std::vector<float>& qkv, uint32_t n_tokens, float* out) con
 }
 
 void Forward::logits(const float* residual, uint32_t n_tokens, const std::vector<float>& norm,
-                     const std::vector<float>& head, std::vector<float>& logits) const {
+                     const ProductMatrix& head, std::vector<float>& logits) const {
   std::vector<float> input(size_t{n_tokens} * spec_.dim);
   normalize(residual, n_tokens, norm, input.data());
   logits.resize(size_t{n_tokens} * spec_.vocab_size);
-  multiply_transposed(input.data(), n_tokens, spec_.dim, head.data(), spec_.vocab_size, logits.data(),
-                      n_threads_);
-  for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
-    float* const row = logits.data() + size_t{t} * spec_.vocab_size;
-    for (uint32_t i = 0; i < spec_.vocab_size; ++i) row[i] *= spec_.logit_scale;
-    if (spec_.logit_softcap > 0) kernels().softcap(row, spec_.vocab_size, spec_.logit_softcap);
-  });
+  products_.multiply_transposed(input.data(), nullptr, n_tokens, head, 1,
+                                [&](uint32_t begin, uint32_t n_here, const float* y) {
+                                  for_tokens(n_here, n_threads_, [&](uint32_t t) {
+                                    const float* const from = y + size_t{t} * spec_.vocab_size;
+                                    float* const row = logits.data() + size_t{begin + t} * spec_.vocab_size;
+                                    for (uint32_t i = 0; i < spec_.vocab_size; ++i)
+                                      row[i] = from[i] * spec_.logit_scale;
+                                    if (spec_.logit_softcap > 0)
+                                      kernels().softcap(row, spec_.vocab_size, spec_.logit_softcap);
+                                  });
+                                });
 }
 
 void log_probabilities(std::vector<float>& logits, uint32_t vocab, uint32_t n_threads) {

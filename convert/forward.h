@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "convert/products.h"
 #include "models/spec.h"
 
 namespace pith {
@@ -51,7 +52,7 @@ struct Stream {
 
 class Forward {
  public:
-  Forward(const ModelSpec& spec, uint32_t window, uint32_t n_threads);
+  Forward(const ModelSpec& spec, uint32_t window, Products products);
 
   uint32_t n_inputs(Part part) const;
   uint32_t n_outputs(Part part) const;
@@ -61,20 +62,27 @@ class Forward {
   void begin_layer(uint32_t layer, LayerVectors vectors);
   void prepare(Stream& stream) const;  // input of kQkv
   // weights: [n_outputs, n_inputs] as in the container's plan (fused, interleaved). Steps in the order of layer_steps.
-  void apply(Step step, Stream& stream, const std::vector<float>& weights) const;
+  void apply(Step step, Stream& stream, const ProductMatrix& weights) const;
+  void apply(Step step, Stream& stream, const std::vector<float>& weights) const {
+    apply(step, stream, {weights.data(), n_outputs(step.part), n_inputs(step.part), nullptr});
+  }
 
   // residual: [n_tokens, dim]. norm: the final one. head: [vocab, dim]. logits: [n_tokens, vocab].
   void normalize(const float* residual, uint32_t n_tokens, const std::vector<float>& norm, float* out) const;
   void logits(const float* residual, uint32_t n_tokens, const std::vector<float>& norm,
-              const std::vector<float>& head, std::vector<float>& logits) const;
+              const ProductMatrix& head, std::vector<float>& logits) const;
+  void logits(const float* residual, uint32_t n_tokens, const std::vector<float>& norm,
+              const std::vector<float>& head, std::vector<float>& out) const {
+    logits(residual, n_tokens, norm, {head.data(), spec_.vocab_size, spec_.dim, nullptr}, out);
+  }
 
  private:
   const std::vector<float>& vector(const std::string& name) const;  // empty: the layer has none
   const std::vector<float>& bias_of(Step step) const;
-  void attend(std::vector<float>& qkv, uint32_t n_tokens, float* out) const;
+  void attend(float* qkv, uint32_t n_tokens, float* out) const;
   void normalize_heads(float* qkv) const;  // of one token: q and k, [q + 2 kv rows]
-  void gate(const std::vector<float>& gate_up, uint32_t n_rows, float* out) const;
-  void add_to_residual(float* residual, uint32_t n_tokens, std::vector<float>& branch,
+  void gate(const float* gate_up, uint32_t n_rows, float* out) const;
+  void add_to_residual(float* residual, uint32_t n_tokens, float* branch,
                        const std::vector<float>& post_norm) const;
   void enter_feed_forward(Stream& stream) const;
   void route(Stream& stream) const;
@@ -82,6 +90,7 @@ class Forward {
   void leave_feed_forward(Stream& stream) const;
 
   const ModelSpec& spec_;
+  Products products_;
   uint32_t window_, n_threads_, layer_ = 0;
   LayerVectors vectors_;
   std::vector<std::vector<float>> cos_, sin_;  // per rope: [window, rotary_dim / 2]

@@ -1,4 +1,4 @@
-// The two matrix products of calibration, float, on all cores. Sums run in a fixed order: the bits do not depend on the
+// The two matrix products of calibration, float, on all cores; products.h has a GPU beside them. Sums run in a fixed order: the bits do not depend on the
 // number of threads or the instruction set.
 #pragma once
 #include <cstdint>

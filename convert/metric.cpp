@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "convert/gemm.h"
 #include "format/error.h"
 
 namespace pith {
@@ -31,11 +30,13 @@ Metric::Metric(Hessian hessian, double damping, double shrinkage, uint32_t n_thr
 }
 
 // The diagonals of a Hessian that fits, or with A = x / sqrt(n_tokens mean) and H = A' A + damping: H^-1 = (1 - A' (A A' + damping)^-1 A) / damping.
-Metric Metric::of_samples(const std::vector<float>& x, uint32_t n_cols, double damping, uint32_t n_threads) {
+Metric Metric::of_samples(const std::vector<float>& x, uint32_t n_cols, double damping,
+                          const Products& products) {
+  const uint32_t n_threads = products.n_threads();
   const uint32_t n_tokens = static_cast<uint32_t>(x.size() / n_cols);
   if (n_tokens >= n_cols) {  // n_cols^3 instead of n_tokens^2 n_cols
     Hessian hessian{n_cols, std::vector<float>(size_t{n_cols} * n_cols)};
-    mean_products(x.data(), nullptr, x.data(), n_tokens, n_cols, n_cols, 1, hessian.values.data(), n_threads);
+    products.mean_products(x.data(), nullptr, x.data(), n_tokens, n_cols, n_cols, 1, hessian.values.data());
     if (hessian.mean_diagonal() == 0) return Metric(n_cols);
     Metric metric(std::move(hessian), damping, 0, n_threads);
     metric.inverse_diagonal();
@@ -54,7 +55,7 @@ Metric Metric::of_samples(const std::vector<float>& x, uint32_t n_cols, double d
   for (size_t c = 0; c < n_cols; ++c) metric.diagonal_[c] = squares[c] / unit + damping;
 
   std::vector<float> gram(size_t{n_tokens} * n_tokens), columns(x.size()), solved;
-  multiply_transposed(x.data(), n_tokens, n_cols, x.data(), n_tokens, gram.data(), n_threads);
+  products.multiply_transposed(x.data(), n_tokens, n_cols, x.data(), n_tokens, gram.data());
   for (float& value : gram) value = static_cast<float>(double{value} / unit);
   for (size_t t = 0; t < n_tokens; ++t) gram[t * n_tokens + t] += static_cast<float>(damping);
   for (size_t t = 0; t < n_tokens; ++t)

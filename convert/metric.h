@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "convert/factor.h"
+#include "convert/products.h"
 
 namespace pith {
 
@@ -30,7 +31,8 @@ class Metric {
   Metric(Hessian hessian, double damping, double shrinkage, uint32_t n_threads);
   // From a few tokens, x: [n_tokens, n_cols]: the diagonals alone, without a square, nor on the way to them one of more columns
   // than there are tokens.
-  static Metric of_samples(const std::vector<float>& x, uint32_t n_cols, double damping, uint32_t n_threads);
+  static Metric of_samples(const std::vector<float>& x, uint32_t n_cols, double damping,
+                           const Products& products);
 
   uint32_t n_cols() const { return static_cast<uint32_t>(diagonal_.size()); }
   bool is_dense() const { return !square_.empty(); }

@@ -22,6 +22,7 @@ class TemporaryModel {
     full.force = options.force;
     full.resume = false;
     full.n_threads = options.n_threads;
+    full.device = "cpu";
     full.progress = options.progress;
     try {
       convert(dir, full);

@@ -35,7 +35,8 @@ std::vector<float> sample(const std::vector<float>& m, uint32_t n_cols, uint32_t
   return rows;
 }
 
-// Mean over the rows of input of |x E'|^2, E the rows of errors: tr(E H E'), undamped.
+// Mean over the rows of input of |x E'|^2, E the rows of errors: tr(E H E'), undamped. A few rows: on the CPU, sending the input elsewhere
+// takes as long.
 double weighted_square(const std::vector<float>& errors, const std::vector<float>& input, uint32_t n_cols,
                        uint32_t n_threads) {
   const uint32_t n_rows = static_cast<uint32_t>(errors.size() / n_cols),
@@ -51,10 +52,10 @@ double at_least(double error) {
   return std::max(error, 1e-12);
 }
 
-Hessian second_moments(const std::vector<float>& x, uint32_t n, uint32_t n_threads) {
+Hessian second_moments(const std::vector<float>& x, uint32_t n, const Products& products) {
   Hessian hessian{n, std::vector<float>(size_t{n} * n)};
-  mean_products(x.data(), nullptr, x.data(), static_cast<uint32_t>(x.size() / n), n, n, 1,
-                hessian.values.data(), n_threads);
+  products.mean_products(x.data(), nullptr, x.data(), static_cast<uint32_t>(x.size() / n), n, n, 1,
+                         hessian.values.data());
   return hessian;
 }
 
@@ -81,17 +82,18 @@ std::vector<Candidate> LossCurve::candidates(bool with_fine) const {
 }
 
 SensitivityRun::SensitivityRun(const ModelSpec& spec, const CalibrationTokens& tokens,
-                               SensitivityOptions options, uint32_t n_threads)
+                               SensitivityOptions options, const Products& products)
     : spec_(spec),
       steps_(layer_steps(spec)),
       tokens_(first_windows(spec, tokens)),
       options_(std::move(options)),
-      n_threads_(n_threads),
+      products_(products),
+      n_threads_(products.n_threads()),
       n_tokens_(static_cast<uint32_t>(tokens_.ids.size())),
-      forward_(spec, tokens_.window, n_threads),
+      forward_(spec, tokens_.window, products),
       untouched_(size_t{n_tokens_} * spec.dim) {}
 
-void SensitivityRun::run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights) {
+void SensitivityRun::run(std::vector<float>& residual, const std::vector<ProductMatrix>& weights) {
   Stream stream;
   stream.residual = std::move(residual);
   forward_.prepare(stream);
@@ -103,8 +105,16 @@ void SensitivityRun::run_layer(uint32_t layer, LayerVectors vectors,
                                const std::function<std::vector<float>(size_t step)>& read) {
   forward_.begin_layer(layer, std::move(vectors));
   std::vector<std::vector<float>> weights;
+  std::vector<ProductMatrix> matrices(steps_.size());
+  // With streams beside the untouched one each is used many times; otherwise once.
+  const auto keep = [&](size_t i) {
+    const uint32_t n_rows = forward_.n_outputs(steps_[i].part), n_cols = forward_.n_inputs(steps_[i].part);
+    matrices[i] = {weights[i].data(), n_rows, n_cols, nullptr};
+    if (!options_.groups.empty()) matrices[i] = products_.keep(weights[i].data(), n_rows, n_cols);
+  };
   for (size_t i = 0; i < steps_.size(); ++i) weights.push_back(read(i));
-  for (std::vector<float>& residual : touched_) run(residual, weights);
+  for (size_t i = 0; i < steps_.size(); ++i) keep(i);
+  for (std::vector<float>& residual : touched_) run(residual, matrices);
   Stream stream;
   stream.residual = untouched_;
   forward_.prepare(stream);
@@ -125,11 +135,13 @@ void SensitivityRun::run_layer(uint32_t layer, LayerVectors vectors,
       curves_.back().kl_error =
           at_least(norm > 0 ? weighted_square(error, stream.input, n_cols, n_threads_) / norm : 0);
       touched_.push_back(untouched_);
-      run(touched_.back(), weights);
+      keep(i);
+      run(touched_.back(), matrices);
       weights[i] = {};
       weights[i] = read(i);
+      keep(i);
     }
-    forward_.apply(steps_[i], stream, weights[i]);
+    forward_.apply(steps_[i], stream, matrices[i]);
   }
   untouched_ = std::move(stream.residual);
 }
@@ -151,9 +163,9 @@ LossCurve SensitivityRun::measure(const std::vector<float>& weights, uint32_t n_
   const double norm = weighted_square(w, input, n_cols, n_threads_);
   Metric metric(n_cols);
   if (norm > 0)
-    metric = options.compensate ? Metric(second_moments(input, n_cols, n_threads_), options.damping,
+    metric = options.compensate ? Metric(second_moments(input, n_cols, products_), options.damping,
                                          options.shrinkage, n_threads_)
-                                : Metric::of_samples(input, n_cols, options.damping, n_threads_);
+                                : Metric::of_samples(input, n_cols, options.damping, products_);
   // Shapes differ in the order of the columns or not, and only orders cost a factorization.
   std::map<std::vector<uint32_t>, Arrangement> arrangements;
   const auto error_of = [&](uint32_t group, double fine_share, uint32_t n_slots) {
@@ -196,12 +208,13 @@ std::vector<LossCurve> SensitivityRun::finish(const std::vector<float>& norm,
   std::vector<Divergence> sums(touched_.size());
   std::vector<float> p, q;
   const uint32_t window = tokens_.window;
+  const ProductMatrix kept = products_.keep(head.data(), spec_.vocab_size, spec_.dim);
   for (uint32_t begin = 0; begin < n_tokens_; begin += window) {
     const size_t at = size_t{begin} * spec_.dim;
-    forward_.logits(untouched_.data() + at, window, norm, head, p);
+    forward_.logits(untouched_.data() + at, window, norm, kept, p);
     log_probabilities(p, spec_.vocab_size, n_threads_);
     for (size_t i = 0; i < touched_.size(); ++i) {
-      forward_.logits(touched_[i].data() + at, window, norm, head, q);
+      forward_.logits(touched_[i].data() + at, window, norm, kept, q);
       add_divergence(p, q, spec_.vocab_size, tokens_.ids.data() + begin + 1, n_threads_, sums[i]);
     }
   }
@@ -213,7 +226,7 @@ std::vector<LossCurve> SensitivityRun::finish(const std::vector<float>& norm,
 Hessian SensitivityRun::head_hessian(const std::vector<float>& norm) const {
   std::vector<float> input(untouched_.size());
   forward_.normalize(untouched_.data(), n_tokens_, norm, input.data());
-  return second_moments(input, spec_.dim, n_threads_);
+  return second_moments(input, spec_.dim, products_);
 }
 
 }  // namespace pith

@@ -44,7 +44,7 @@ class SensitivityRun {
  public:
   // Uses at most the first of `tokens`' windows: as many as fit 2 GiB of streams, 2048 tokens at most.
   SensitivityRun(const ModelSpec& spec, const CalibrationTokens& tokens, SensitivityOptions options,
-                 uint32_t n_threads);
+                 const Products& products);
 
   const CalibrationTokens& tokens() const { return tokens_; }  // those used
   // Row `id` of the embedding: called once for each id that occurs.
@@ -61,12 +61,13 @@ class SensitivityRun {
  private:
   LossCurve measure(const std::vector<float>& weights, uint32_t n_cols,
                     const std::vector<float>& input) const;
-  void run(std::vector<float>& residual, const std::vector<std::vector<float>>& weights);
+  void run(std::vector<float>& residual, const std::vector<ProductMatrix>& weights);
 
   const ModelSpec& spec_;
   std::vector<Step> steps_;  // of a layer
   CalibrationTokens tokens_;
   SensitivityOptions options_;
+  Products products_;
   uint32_t n_threads_, n_tokens_ = 0;
   Forward forward_;
   std::vector<float> untouched_;             // [n_tokens, dim] residual stream

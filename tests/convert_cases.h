@@ -20,6 +20,7 @@ inline ConvertOptions options_for(const TinyCheckpoint& checkpoint, double bits)
   options.bits = bits;
   options.n_threads = 1;
   options.calibration_tokens = 512;
+  options.device = "cpu";
   return options;
 }
 

@@ -10,14 +10,15 @@
 # Each step has a limit of its own and none stops the others. The exit status is 1 when one failed, 77 where there is no GPU.
 # Variables: JOBS, PITH_CUDA_ARCHS (native; "90a" to prepare for an H100 or H200), WORK (where models of up to 25 GB are written, default
 # a new folder in memory where that has room, else under /tmp), RESULTS (cuda/results), SECONDS_MAX (520), and
+# CONVERT (options of the conversions that are compared, --effort fast) and
 # PARTS, to spread it over several calls, of which those after the first add to the file with ADD=1. In this order by default:
-PARTS=${PARTS:-correct compare:llama-2-7b kernels sanitize llama-3-8b tinyllama-1.1b big:llama-2-70b torch}
+PARTS=${PARTS:-correct convert compare:llama-2-7b kernels sanitize llama-3-8b tinyllama-1.1b big:llama-2-70b torch}
 set -uo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-check} folder=${2:-build-gpu/gpu}
-SECONDS_MAX=${SECONDS_MAX:-520} RESULTS=${RESULTS:-cuda/results}
+SECONDS_MAX=${SECONDS_MAX:-520} RESULTS=${RESULTS:-cuda/results} CONVERT=${CONVERT:---effort fast}
 export PATH=$PATH:/usr/local/cuda/bin
-programs="gpu_kernels gpu_backend gpu_families gpu_bench"
+programs="gpu_kernels gpu_backend gpu_calibration gpu_families gpu_bench"
 failed=0
 
 left() { echo $((SECONDS_MAX - SECONDS)); }
@@ -92,7 +93,7 @@ part_correct() {
   printf '\n## Correctness\n\n| check | result |\n|---|---|\n'
   check 50 "kernels against the CPU reference, outputs poisoned" "$folder/gpu_kernels"
   check 50 "backend against the CPU backend" "$folder/gpu_backend"
-  check 40 "every family against the reference's logits" "$folder/gpu_families" "the CUDA backend*"
+  check 40 "every family against the reference's logits" "$folder/gpu_families" "the CUDA backend*,the forward pass of calibration*GPU"
   local demo=$folder/demo.pith
   [ -s "$demo" ] || { failed=1; echo "| demo model | FAILED: no $demo |"; return; }
   text() { limited 20 "$pith" run "$demo" -p "Once upon a time" -n 48 --temp 0 "${@:2}" >"$WORK/text.$1" 2>/dev/null; }
@@ -115,12 +116,38 @@ part_correct() {
   else failed=1; echo "| perplexity of README.md, CPU and GPU | FAILED: ${cpu:-none} and ${cuda:-none} |"; fi
 }
 
+# Calibration's products: the demo model made on the CPU and twice on the GPU.
+part_convert() {
+  printf '\n## Conversion\n\n| check | result |\n|---|---|\n'
+  check 50 "products and conversions against the CPU's" "$folder/gpu_calibration"
+  make_demo() { # FILE DEVICE
+    local begin=$SECONDS
+    limited 100 "$pith" convert models/demo -o "$WORK/$1.pith" $CONVERT --restart --device $2 >"$WORK/made" 2>&1 || { tail -3 "$WORK/made" >&2; return 1; }
+    echo "| demo model on $2, $(sed -n 's/^time: //p' "$WORK/made") | $((SECONDS - begin)) s |"
+  }
+  if ! { "$pith" convert models/demo -o "$WORK/16.pith" --bits 16 --restart >/dev/null 2>&1 && make_demo cpu cpu && make_demo cuda cuda && make_demo again cuda; }; then
+    failed=1
+    echo "| conversion of the demo model | FAILED or no time left |"
+    return
+  fi
+  if cmp -s "$WORK/cuda.pith" "$WORK/again.pith"; then echo "| two conversions on the GPU | ok: the same bytes |"
+  else failed=1; echo "| two conversions on the GPU | FAILED: they differ |"; fi
+  # How far each is from 16 bits: sums in another order may change codes, not what they are worth.
+  against() { limited 40 "$pith" eval "$WORK/$1.pith" --against "$WORK/16.pith" --text README.md --max-tokens 4000 --ctx 256 --json --device cpu 2>/dev/null | sed -n 's/.*"kl_mean": *\([0-9.e-]*\).*/\1/p' | head -1; }
+  local cpu cuda
+  cpu=$(against cpu) cuda=$(against cuda)
+  if awk "BEGIN {exit !(${cpu:-0} > 0 && ${cuda:-0} / ${cpu:-1} > 0.9 && ${cuda:-0} / ${cpu:-1} < 1.1)}"; then
+    echo "| KL divergence from 16 bits, made on CPU and GPU | ok: $cpu and $cuda |"
+  else failed=1; echo "| KL divergence from 16 bits, made on CPU and GPU | FAILED: ${cpu:-none} and ${cuda:-none} |"; fi
+}
+
 part_sanitize() {
   printf '\n## Sanitizers\n\n| check | result |\n|---|---|\n'
   command -v compute-sanitizer >/dev/null || { echo "| compute-sanitizer | not found |"; return; }
   san() { check "$1" "$2, $3" compute-sanitizer --error-exitcode 9 --tool "$2" "${@:4}"; }
   san 35 memcheck kernels "$folder/gpu_kernels"
   san 35 racecheck kernels "$folder/gpu_kernels"
+  san 35 memcheck "products of calibration" "$folder/gpu_calibration" "products*"
   san 25 synccheck kernels "$folder/gpu_kernels"
   san 25 memcheck backend "$folder/gpu_backend" "cuda kernels of every*"
   san 35 memcheck "experts and split models" "$folder/gpu_backend" "cuda logits*,the first layers*"
@@ -129,7 +156,7 @@ part_sanitize() {
 # One table after another: one that fails or lasts too long loses its own rows only.
 part_kernels() {
   printf '\n# Kernels alone\n\n'
-  for table in device matvec costs gemm plain attention gemm-costs cuts; do
+  for table in device matvec costs gemm float plain attention gemm-costs cuts; do
     note "table $table"
     limited 40 "$folder/gpu_bench" $table
     case $? in 0) ;; 124) printf '\n(%s: stopped for want of time)\n' $table ;; *) failed=1; printf '\n(%s: FAILED)\n' $table ;; esac
@@ -204,7 +231,7 @@ P
 for part in $PARTS; do
   note "$part"
   case $part in
-    correct | sanitize | kernels | torch) part_$part ;;
+    correct | convert | sanitize | kernels | torch) part_$part ;;
     compare:* | big:*) part_${part%%:*} "${part#*:}" ;;
     *) part_shape "$part" ;;
   esac

@@ -121,6 +121,14 @@ TEST_CASE("options outside their range are refused") {
   ConvertOptions options = options_for(checkpoint, 3);
   options.embed_bits = 8;
   CHECK_THAT(failure(checkpoint, options), Contains("--embed-bits 8: expected 4 or 16"));
+  for (const double bits : {3.0, 16.0}) {  // also where nothing is multiplied
+    options = options_for(checkpoint, bits);
+    options.device = "gpu";
+    CHECK_THAT(failure(checkpoint, options),
+               Contains("device 'gpu' is not available here, expected auto or "));
+    options.device = "cpu:1";
+    CHECK_THAT(failure(checkpoint, options), Contains("device 'cpu:1': only cuda takes a number"));
+  }
 }
 
 TEST_CASE("a target below what a model's layers can reach names the lowest figure") {

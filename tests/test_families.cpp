@@ -8,6 +8,7 @@
 #include "convert/checkpoint.h"
 #include "convert/converter.h"
 #include "convert/forward.h"
+#include "convert/gpu/products.h"
 #include "family_checkpoint.h"
 #include "models/family.h"
 #include "runtime/backend.h"
@@ -35,6 +36,7 @@ class Converted {
     options.n_threads = 1;
     options.calibrate = calibrate;
     options.calibration_tokens = 512;
+    options.device = "cpu";
     convert(folder_ / "model", options);
     model_ = Model::open(folder_ / "m.pith");
   }
@@ -114,7 +116,8 @@ std::vector<float> floats(const Container& container, const std::string& name) {
 }
 
 // A container through the converter's forward pass, as one window.
-std::vector<float> forward_logits(const Model& model, const std::vector<int32_t>& ids) {
+std::vector<float> forward_logits(const Model& model, const std::vector<int32_t>& ids,
+                                  const Products& products = 1) {
   const Container& container = model.container();
   const ModelSpec& spec = model.spec();
   const std::vector<float> embed = floats(container, "embed");
@@ -122,7 +125,7 @@ std::vector<float> forward_logits(const Model& model, const std::vector<int32_t>
   for (const int32_t id : ids)
     for (uint32_t c = 0; c < spec.dim; ++c)
       stream.residual.push_back(embed[static_cast<size_t>(id) * spec.dim + c] * spec.embedding_scale);
-  Forward forward(spec, static_cast<uint32_t>(ids.size()), 1);
+  Forward forward(spec, static_cast<uint32_t>(ids.size()), products);
   for (uint32_t layer = 0; layer < spec.n_layers; ++layer) {
     const std::string prefix = layer_tensor(layer, "");
     std::vector<std::vector<float>> weights;
@@ -185,14 +188,16 @@ static double cuda_error(FamilyCase c) {
   return converted.error(converted.run(*backend, static_cast<uint32_t>(n) - 3, 1));
 }
 
-TEST_CASE("the CUDA backend equals the reference for every family and switch") {
+static std::vector<std::string> names_for_cuda() {
 #ifdef __SANITIZE_ADDRESS__  // slow there: one case for each op that the kernels have
-  const std::vector<std::string> names = {"gemma-2", "gpt-oss",    "mixtral",
-                                          "olmo-2",  "phi-3-long", "qwen3-moe"};
+  return {"gemma-2", "gpt-oss", "mixtral", "olmo-2", "phi-3-long", "qwen3-moe"};
 #else
-  const std::vector<std::string> names = family_case_names();
+  return family_case_names();
 #endif
-  for (const std::string& name : names) {
+}
+
+TEST_CASE("the CUDA backend equals the reference for every family and switch") {
+  for (const std::string& name : names_for_cuda()) {
     INFO(name);
     CHECK(cuda_error(read_family_case(name)) < kMaxError);
   }
@@ -233,6 +238,17 @@ TEST_CASE("the forward pass of calibration gives every family's logits") {
       const Converted converted(c, c.config);
       CHECK(converted.error(forward_logits(*converted.model(), c.ids)) < kMaxError);
     }
+  }
+}
+
+// Emulated here and real in gpu_families.
+TEST_CASE("the forward pass of calibration gives every family's logits with its products on a GPU") {
+  const Products products(1, gpu::make_products(cuda::list_devices().devices.front(), 1));
+  for (const std::string& name : names_for_cuda()) {
+    INFO(name);
+    const FamilyCase c = read_family_case(name);
+    const Converted converted(c, c.config);
+    CHECK(converted.error(forward_logits(*converted.model(), c.ids, products)) < kMaxError);
   }
 }
 

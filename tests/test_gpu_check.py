@@ -39,6 +39,7 @@ class GpuCheck(unittest.TestCase):
         script(programs / "pith", PITH.format(pith=os.environ["PITH"]))
         for name, command in {"gpu_kernels": f'"{TESTS}/test_cuda_tokens" "$@"',
                               "gpu_backend": f'"{TESTS}/test_cuda_backend" "$@"',
+                              "gpu_calibration": f'"{TESTS}/test_cuda_calibration" "no rows*"',
                               "gpu_families": f'"{TESTS}/test_families" "$@"',
                               "gpu_bench": f'"{TESTS}/gpu_bench_emulated" --tiny "$@"'}.items():
             script(programs / name, f"#!/bin/sh\nexec {command}\n")
@@ -47,7 +48,7 @@ class GpuCheck(unittest.TestCase):
         script(folder / "compute-sanitizer", '#!/bin/sh\n[ "$1 $2 $3" = "--error-exitcode 9 --tool" ] || exit 3\nshift 4\n'
                f'[ -x "$1" ] && echo "would look at $*" && exit {finding}\n')
         environment = dict(os.environ, PATH=f"{folder}:{os.environ['PATH']}", RESULTS=str(folder / "results"),
-                           WORK=str(folder), PARTS=parts, **more)
+                           WORK=str(folder), PARTS=parts, CONVERT="--effort fast --calib-tokens 1024", **more)
         done = subprocess.run([ROOT / "tests/gpu_check.sh", "run", programs], env=environment, capture_output=True, text=True)
         written = list((folder / "results").glob("*.md"))
         self.assertEqual(len(written), 1, done.stderr)
@@ -56,17 +57,18 @@ class GpuCheck(unittest.TestCase):
     def test_every_part_runs_and_is_written(self):
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
-            done, text = self.run_script(folder, "correct kernels")
+            done, text = self.run_script(folder, "correct convert kernels")
             self.assertEqual(done.returncode, 0, text + done.stderr)
             again, text = self.run_script(folder, "sanitize compare:demo demo big:demo torch", ADD="1")
             self.assertEqual(again.returncode, 0, text + again.stderr)
         self.assertTrue(text.startswith("# Emulated-GPU, "), text)
         self.assertNotIn("FAILED", text)
         for line in ("| greedy text of the demo model, 48 tokens, split | equal |", "| racecheck, kernels | ok: ",
-                     "| perplexity of README.md, CPU and GPU | ok: "):
+                     "| perplexity of README.md, CPU and GPU | ok: ", "| two conversions on the GPU | ok: the same bytes |",
+                     "| KL divergence from 16 bits, made on CPU and GPU | ok: "):
             self.assertIn(line, text)
         for heading in ("Upload through pinned", "Q24 matrix-vector product", "What 4-bit groups and outliers cost (", "16-bit matrix-vector product", "Attention",
-                        "Products of many tokens", "cost a prompt", "Warps a block", "Models", "PyTorch"):
+                        "Products of many tokens", "Float32 products", "cost a prompt", "Warps a block", "Models", "PyTorch"):
             self.assertIn(heading, text)
         rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| demo | 2.85")]
         self.assertEqual(len(rows), 4 + 5 + 4 + 2)  # contexts, pipelines, contexts again, the big one

@@ -48,6 +48,7 @@ std::string show_stages(const ConvertReport& report) {
     text +=
         fmt::format("; in all {:.1f} times a float32 forward pass over the {} calibration tokens ({:.1f} s)",
                     sum / report.forward_seconds, report.calibration_tokens, report.forward_seconds);
+  if (!report.products_on.empty()) text += "; products on " + report.products_on;
   return text + "\n";
 }
 
@@ -117,6 +118,9 @@ void add_convert(CLI::App& root, Action& action) {
                   "At most N tokens of them (default: by effort and width)")
       ->type_name("N");
   app->add_flag("!--no-calib", command->options.calibrate, "Quantize without calibration");
+  app->add_option("--device", command->options.device,
+                  "Where calibration multiplies: auto (a GPU where there is one), cpu, cuda or cuda:N")
+      ->type_name("NAME");
   app->add_option("-t,--threads", command->options.n_threads, "Threads (default: all cores)")->type_name("N");
   app->add_flag("--force", command->options.force,
                 "Note unknown config keys and unused tensors, do not refuse them");
