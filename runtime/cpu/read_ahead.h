@@ -21,6 +21,7 @@ class ReadAhead {
     const q24::Layout& l = m.view.layout;
     n_fine_ = l.n_fine_lines;
     n_slots_ = l.shape.n_slots;
+    n_pairs_ = l.n_lines / 2;
     next_base_ = m.view.base + (size_t{panel} + 1) * l.n_lines * q24::kLineBytes;
     fine_ = m.view.fine + (size_t{panel} + 1) * n_fine_ * q24::kLineBytes;
     slots_ =
@@ -33,6 +34,8 @@ class ReadAhead {
   [[gnu::always_inline]] void fetch(const uint8_t* base, const uint8_t* scales, uint32_t pair) const {
     if (pair >= n_slots_) fetch_pair(base);
     fetch_half_line(scales + size_t{pair} * (kGroup == 16 ? 64 : 32) + kAhead / 4);
+    if (pair + n_pairs_ < n_fine_)  // mostly 4-bit: two a step
+      fetch_line(fine_ + size_t{pair + n_pairs_} * q24::kLineBytes);
     if (pair < n_fine_)
       fetch_line(fine_ + size_t{pair} * q24::kLineBytes);
     else if (pair - n_fine_ < n_slots_)
@@ -57,7 +60,7 @@ class ReadAhead {
     fetch_line(base + kAhead + q24::kLineBytes);
   }
 
-  uint32_t n_fine_, n_slots_;
+  uint32_t n_fine_, n_slots_, n_pairs_;
   const uint8_t *next_base_, *fine_, *slots_;
 };
 
