@@ -133,7 +133,7 @@ part_convert() {
   if cmp -s "$WORK/cuda.pith" "$WORK/again.pith"; then echo "| two conversions on the GPU | ok: the same bytes |"
   else failed=1; echo "| two conversions on the GPU | FAILED: they differ |"; fi
   # How far each is from 16 bits: sums in another order may change codes, not what they are worth.
-  against() { limited 40 "$pith" eval "$WORK/$1.pith" --against "$WORK/16.pith" --text README.md --max-tokens 4000 --ctx 256 --json --device cpu 2>/dev/null | sed -n 's/.*"kl_mean": *\([0-9.e-]*\).*/\1/p' | head -1; }
+  against() { limited 100 "$pith" eval "$WORK/$1.pith" --against "$WORK/16.pith" --text README.md --max-tokens 4000 --ctx 256 --json --device cpu 2>/dev/null | sed -n 's/.*"kl_mean": *\([0-9.e-]*\).*/\1/p' | head -1; }
   local cpu cuda
   cpu=$(against cpu) cuda=$(against cuda)
   if awk "BEGIN {exit !(${cpu:-0} > 0 && ${cuda:-0} / ${cpu:-1} > 0.9 && ${cuda:-0} / ${cpu:-1} < 1.1)}"; then
