@@ -192,8 +192,12 @@ part_compare() {
   local kernels
   if model "$1" 2.85 "16 512 2048 4096"; then
     for kernels in registers registers-sync async async-sync bulk-sync; do
-      limited 30 "$pith" bench "$file" --device cuda --chunk 1024 --kernels $kernels -p 512 -n 64 --json >"$WORK/bench" 2>/dev/null &&
-        echo "| $1 | 2.85, $kernels | | | 512 | $(field prompt_tps) | 512 | $(field generation_tps) | $(field gb_per_s) |"
+      limited 60 "$pith" bench "$file" --device cuda --chunk 1024 --kernels $kernels -p 512 -n 64 --json >"$WORK/bench" 2>"$WORK/bench.err"
+      case $? in
+        0) echo "| $1 | 2.85, $kernels | | | 512 | $(field prompt_tps) | 512 | $(field generation_tps) | $(field gb_per_s) |" ;;
+        124) echo "| $1 | 2.85, $kernels | stopped for want of time | | 512 | | | | |" ;;
+        *) failed=1; echo "| $1 | 2.85, $kernels | FAILED: $(tail -1 "$WORK/bench.err" | cut -c1-100) | | 512 | | | | |" ;;
+      esac
     done
     rm -f "$file"
   fi
