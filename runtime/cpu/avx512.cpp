@@ -1,7 +1,7 @@
 // AVX-512 kernels (VNNI, and GFNI where avx512_plain.cpp does not say otherwise). Same bits as scalar.cpp.
 //
-// Q24, one token: a vector is the 16 words (rows) of a half line. One GFNI instruction extracts the codes of a quad
-// (four columns) as bytes, one vpdpbusd multiplies them with four broadcast activations. A line's sums fit int16
+// Q24, one token: a vector is the 16 words (rows) of a half line. One GFNI instruction, or a mask, extracts the codes of a
+// quad (four columns) as bytes, one vpdpbusd multiplies them with four broadcast activations. A line's sums fit int16
 // (16 * 127 * 15 = 30480), so two lines' sums are packed into int16 pairs and one vpdpwssd applies both scales.
 //
 // Many tokens: a vector is 16 tokens. A panel's block (32 rows x 128 columns) is unpacked once to bytes
