@@ -1,7 +1,6 @@
 #include "convert/calibration.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "format/error.h"
 #include "format/utf8.h"
@@ -40,17 +39,27 @@ CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& te
   if (n_all < kMinCalibrationTokens)
     throw_error(ErrorCode::kInvalidArgument, "calibration text: {} tokens, expected at least {}", n_all,
                 kMinCalibrationTokens);
-  CalibrationTokens tokens{window, {}, 0};
-  for (size_t at = 0, n_added = 1; n_added > 0; at += step) {
-    n_added = 0;
-    for (const std::vector<int32_t>& ids : texts) {
-      if (at + step > ids.size() || tokens.ids.size() + window > max_tokens) continue;
-      if (n_bos > 0) tokens.ids.push_back(first_id);
-      tokens.ids.insert(tokens.ids.end(), ids.begin() + static_cast<ptrdiff_t>(at),
-                        ids.begin() + static_cast<ptrdiff_t>(at + step));
-      ++n_added;
+  // Of each text as many windows as its turns allow, spread over all of it.
+  std::vector<size_t> n_taken(texts.size());
+  size_t n_free = max_tokens / window, n_rounds = 0;
+  for (bool has_taken = true; has_taken && n_free > 0; n_rounds += has_taken) {
+    has_taken = false;
+    for (size_t i = 0; i < texts.size() && n_free > 0; ++i) {
+      if ((n_taken[i] + 1) * step > texts[i].size()) continue;
+      ++n_taken[i];
+      --n_free;
+      has_taken = true;
     }
   }
+  CalibrationTokens tokens{window, {}, 0};
+  for (size_t turn = 0; turn < n_rounds; ++turn)
+    for (size_t i = 0; i < texts.size(); ++i) {
+      if (turn >= n_taken[i]) continue;
+      const size_t n_there = texts[i].size() / step;
+      const auto from = texts[i].begin() + static_cast<ptrdiff_t>(turn * n_there / n_taken[i] * step);
+      if (n_bos > 0) tokens.ids.push_back(first_id);
+      tokens.ids.insert(tokens.ids.end(), from, from + static_cast<ptrdiff_t>(step));
+    }
   if (tokens.ids.empty())
     throw_error(ErrorCode::kInvalidArgument, "calibration text: no text of {} tokens, the length of a window",
                 step);
@@ -197,9 +206,9 @@ Hessian Calibration::expert_hessian(Step step) {
 }
 
 void Calibration::apply_original(Step step, const std::vector<float>& weights) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch stopwatch;
   forward_.apply(step, original_, weights);
-  original_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  original_time_ += stopwatch.elapsed();
 }
 
 void Calibration::apply_quantized(Step step, const std::vector<float>& weights) {

@@ -19,6 +19,7 @@
 #include "convert/correction.h"
 #include "convert/forward.h"
 #include "convert/metric.h"
+#include "convert/stopwatch.h"
 #include "models/spec.h"
 #include "runtime/tokenizer.h"
 
@@ -62,8 +63,8 @@ class Calibration {
   void apply_quantized(Step step, const std::vector<float>& weights);
 
   uint32_t n_tokens() const { return n_tokens_; }
-  // Seconds that one stream took through the layers so far: what a forward pass in float32 costs.
-  double forward_seconds() const { return original_seconds_; }
+  // What one stream took through the layers so far: a forward pass in float32.
+  Duration forward_time() const { return original_time_; }
 
   // How the two models differ on the windows that took no part in the statistics, after the last layer.
   // head: [vocab, dim] of either stream.
@@ -83,7 +84,7 @@ class Calibration {
   std::vector<float> expert_original_, expert_quantized_;
   double expert_weight_ = 0;
   std::vector<float> layer_h_;  // [dim, dim] E[x^ x^'] of what the experts see; empty until one asks
-  double original_seconds_ = 0;
+  Duration original_time_;
 };
 
 std::vector<int32_t> distinct_ids(const CalibrationTokens& tokens);

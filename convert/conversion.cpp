@@ -91,13 +91,13 @@ Conversion::Conversion(const Source& source, const ConvertOptions& options, cons
 }
 
 Conversion::Timed::~Timed() {
-  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  const Duration duration = stopwatch_.elapsed();
   for (StageTime& stage : report_.stages)
     if (std::strcmp(stage.stage, stage_) == 0) {
-      stage.seconds += seconds;
+      stage.duration += duration;
       return;
     }
-  report_.stages.push_back({stage_, seconds});
+  report_.stages.push_back({stage_, duration});
 }
 
 bool Conversion::is_quantized(const TensorPlan& plan) const {
@@ -302,7 +302,7 @@ QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, std::vector<f
   hessian = {};
   if (is_step && is_known && options_.levers.correct) {
     const Timed timed(report_, "correct");
-    retarget(weights, plan.n_rows, calibration_->drift(step), metric, products_);
+    retarget(weights, plan.n_rows, calibration_->drift(step), options_.levers.shrink, metric, products_);
   }
   const Timed timed(report_, "quantize");
   return quantize(weights, plan.n_rows, std::move(metric), options, n_threads_);
@@ -406,7 +406,7 @@ void Conversion::run(Metadata& metadata) {
     n_done_ += uint64_t{plan.n_rows} * plan.n_cols;
   }
   progress("convert", "", n_done_);
-  if (calibration_) report_.forward_seconds = calibration_->forward_seconds();
+  if (calibration_) report_.forward = calibration_->forward_time();
   metadata.set("provenance.source_hash", fmt::format("{:016x}", source_hash));
   report_.n_weights = n_weights_;
   store_quality(metadata);

@@ -1,7 +1,6 @@
 // A conversion under way: what converter.cpp runs. conversion.cpp quantizes, conversion_output.cpp writes what is not
 // quantized, the quality figures and the check at the end.
 #pragma once
-#include <chrono>
 #include <map>
 #include <optional>
 #include <string>
@@ -35,10 +34,9 @@ class Conversion {
     Timed(const Timed&) = delete;
 
    private:
-    using Clock = std::chrono::steady_clock;
     ConvertReport& report_;
     const char* stage_;
-    Clock::time_point start_ = Clock::now();
+    Stopwatch stopwatch_;
   };
 
   void progress(const char* stage, const std::string& tensor, uint64_t n_done) const {

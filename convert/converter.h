@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "convert/levers.h"
+#include "convert/stopwatch.h"
 
 namespace pith {
 
@@ -59,7 +60,7 @@ struct TensorQuality {
 
 struct StageTime {
   const char* stage;
-  double seconds;
+  Duration duration;
 };
 
 struct ConvertReport {
@@ -70,7 +71,7 @@ struct ConvertReport {
   size_t n_resumed = 0;           // tensors taken over from an interrupted run
   std::vector<StageTime> stages;  // below 16 bits
   // What one forward pass over the calibration tokens in float32 takes, head left out; 0: not calibrated
-  double forward_seconds = 0;
+  Duration forward;
   uint32_t calibration_tokens = 0;
   std::string products_on;             // "cuda:0 NVIDIA H200", empty: the CPU
   std::vector<TensorQuality> tensors;  // quantized ones

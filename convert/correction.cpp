@@ -1,4 +1,4 @@
-// E[(W (x - x^) + g) x^'] a stripe of rows at a time, in the cheaper of two ways: by the outputs' gap W (x - x^) + g token by
+// C = E[(W (x - x^) + g) x^'] a stripe of rows at a time, in the cheaper of two ways: by the outputs' gap W (x - x^) + g token by
 // token, 4 n_tokens n_rows n_cols operations; or without g by E[(x - x^) x^'], which all rows share, 2 n_tokens n_cols^2 and
 // 2 n_rows n_cols^2, and which wide inputs (28,672 columns in Llama-2-70B: 3.3 GB) have no room for.
 #include "convert/correction.h"
@@ -9,7 +9,7 @@ namespace pith {
 
 namespace {
 
-constexpr uint32_t kStripe = 1024;  // rows
+constexpr uint32_t kStripe = 512;  // rows
 
 // W (x - x^) + g: [n_tokens, n_rows]. weights: rows [row, row + n_rows) of n_all_rows, the first one's.
 std::vector<float> outputs_gap(const Drift& drift, const float* weights, uint32_t row, uint32_t n_rows,
@@ -30,39 +30,86 @@ std::vector<float> outputs_gap(const Drift& drift, const float* weights, uint32_
   return gap;
 }
 
+// Tokens [begin, begin + n_tokens).
+struct Span {
+  uint32_t begin, n_tokens;
+};
+
+// E[(x - x^) x^'] over a span, transposed: the rows of W times which is wanted.
+std::vector<float> shared_moments(const Drift& drift, Span span, const Products& products) {
+  const size_t n = drift.n_cols, at = span.begin * n;
+  std::vector<float> shared(n * n);
+  products.mean_products(drift.original + at, drift.quantized + at, drift.quantized + at, span.n_tokens,
+                         drift.n_cols, drift.n_cols, drift.weight, shared.data());
+  for (size_t i = 0; i < n; ++i)
+    for (size_t j = 0; j < i; ++j) std::swap(shared[i * n + j], shared[j * n + i]);
+  return shared;
+}
+
+double dot(const float* a, const float* b, size_t n) {
+  double sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += double{a[i]} * double{b[i]};
+  return sum;
+}
+
+// The share of a row's change that the halves agree on. first: C1 (H + damping)^-1.
+float agreement(const float* first, const float* c2, const float* change, const float* c, size_t n) {
+  const double all = dot(change, c, n);
+  return all > 0 ? static_cast<float>(std::clamp(dot(first, c2, n) / all, 0.0, 1.0)) : 0;
+}
+
 }  // namespace
 
-void retarget(std::vector<float>& weights, uint32_t n_rows, const Drift& drift, Metric& metric,
+void retarget(std::vector<float>& weights, uint32_t n_rows, const Drift& drift, bool shrink, Metric& metric,
               const Products& products) {
-  if (drift.n_tokens == 0) return;
   const size_t n = drift.n_cols;
+  const uint32_t half = shrink ? drift.n_tokens / 2 : 0;
+  if (drift.n_tokens == 0 || (shrink && half == 0)) return;
+  std::vector<Span> spans = {{half, drift.n_tokens - half}};
+  if (half > 0) spans.insert(spans.begin(), {0, half});
   const bool by_outputs = drift.residual_original || n_rows <= n;
-  std::vector<float> shared;  // E[x^ (x - x^)'], the rows of W times which is wanted
-  ProductMatrix kept;
-  if (!by_outputs) {
-    shared.resize(n * n);
-    products.mean_products(drift.original, drift.quantized, drift.quantized, drift.n_tokens, drift.n_cols,
-                           drift.n_cols, drift.weight, shared.data());
-    for (size_t i = 0; i < n; ++i)
-      for (size_t j = 0; j < i; ++j) std::swap(shared[i * n + j], shared[j * n + i]);
-    kept = products.keep(shared.data(), drift.n_cols, drift.n_cols);
-  }
-  std::vector<float> change(std::min(kStripe, n_rows) * n);
+  std::vector<std::vector<float>> shared;  // of each span
+  std::vector<ProductMatrix> kept;
+  if (!by_outputs)
+    for (const Span span : spans) {
+      shared.push_back(shared_moments(drift, span, products));
+      kept.push_back(products.keep(shared.back().data(), drift.n_cols, drift.n_cols));
+    }
+  std::vector<std::vector<float>> moments(spans.size(), std::vector<float>(std::min(kStripe, n_rows) * n));
   for (uint32_t row = 0; row < n_rows; row += kStripe) {
     const uint32_t n_here = std::min(kStripe, n_rows - row);
     float* const w = weights.data() + row * n;
     if (by_outputs) {
       const std::vector<float> gap = outputs_gap(drift, w, row, n_here, n_rows, products);
-      products.mean_products(gap.data(), nullptr, drift.quantized, drift.n_tokens, n_here, drift.n_cols,
-                             drift.weight, change.data());
+      for (size_t i = 0; i < spans.size(); ++i)
+        products.mean_products(gap.data() + size_t{spans[i].begin} * n_here, nullptr,
+                               drift.quantized + spans[i].begin * n, spans[i].n_tokens, n_here, drift.n_cols,
+                               drift.weight, moments[i].data());
     } else {
-      products.multiply_transposed(w, nullptr, n_here, kept, 1,
-                                   [&](uint32_t begin, uint32_t n_taken, const float* y) {
-                                     std::copy_n(y, n_taken * n, change.data() + begin * n);
-                                   });
+      for (size_t i = 0; i < spans.size(); ++i)
+        products.multiply_transposed(w, nullptr, n_here, kept[i], 1,
+                                     [&](uint32_t begin, uint32_t n_taken, const float* y) {
+                                       std::copy_n(y, n_taken * n, moments[i].data() + begin * n);
+                                     });
     }
+    std::vector<float>& last = moments.back();
+    if (!shrink) {
+      metric.solve(last.data(), n_here);
+      for (size_t i = 0; i < n_here * n; ++i) w[i] += last[i];
+      continue;
+    }
+    std::vector<float>& first = moments.front();
+    const float first_share = static_cast<float>(half) / static_cast<float>(drift.n_tokens);
+    std::vector<float> all(n_here * n);
+    for (size_t i = 0; i < all.size(); ++i) all[i] = first_share * first[i] + (1 - first_share) * last[i];
+    std::vector<float> change = all;
     metric.solve(change.data(), n_here);
-    for (size_t i = 0; i < n_here * n; ++i) w[i] += change[i];
+    metric.solve(first.data(), n_here);
+    for (size_t r = 0; r < n_here; ++r) {
+      const size_t at = r * n;
+      const float share = agreement(&first[at], &last[at], &change[at], &all[at], n);
+      for (size_t i = at; i < at + n; ++i) w[i] += share * change[i];
+    }
   }
 }
 

@@ -52,6 +52,7 @@ const std::vector<Lever>& all_levers() {
       choice<&Levers::outliers>("outliers", {"auto", "none", "coarse", "everywhere"}),
       choice<&Levers::outlier_choice>("outlier-by", {"error", "size"}),
       on_off<&Levers::correct>("correct"),
+      on_off<&Levers::shrink>("shrink"),
       on_off<&Levers::head>("head"),
       choice<&Levers::budget>("budget", {"measured", "parts", "even"}),
       {"group",

@@ -9,6 +9,7 @@
 //   outlier-by    error | size     chosen by the error that they remove, or the largest
 //   descent       0 .. 64     rounds of coordinate descent with refit of the scales (default: by the effort)
 //   correct       on | off    weights corrected for what earlier layers lost
+//   shrink        on | off    by as much as two halves of the calibration text agree on
 //   head          on | off    embedding and head rounded for what the head sees
 //   budget        measured | parts | even    the bits of each matrix: by measurement, by its kind, all alike
 //   group         auto | 16 | 32
@@ -26,8 +27,8 @@ enum class Outliers : uint8_t { kAuto, kNone, kCoarse, kEverywhere };
 enum class Budget : uint8_t { kMeasured, kByPart, kEven };
 
 struct Levers {
-  bool search = true, free_minimum = true, compensate = true, sort = true, correct = true, head = true,
-       fine = true;
+  bool search = true, free_minimum = true, compensate = true, sort = true, correct = true, shrink = true,
+       head = true, fine = true;
   Sensitivity sensitivity = Sensitivity::kCompensated;
   Outliers outliers = Outliers::kAuto;
   OutlierChoice outlier_choice = OutlierChoice::kErrorRemoved;

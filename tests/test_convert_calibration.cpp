@@ -56,6 +56,27 @@ TEST_CASE("a model calibrates on what it writes itself, the same for any number 
   CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
 }
 
+TEST_CASE("calibration windows take turns among the texts and are spread over each") {
+  std::vector<int32_t> longer(6400), shorter(700);
+  for (int32_t i = 0; i < 6400; ++i) longer[static_cast<size_t>(i)] = i;
+  for (int32_t i = 0; i < 700; ++i) shorter[static_cast<size_t>(i)] = 10000 + i;
+  const auto starts = [](const CalibrationTokens& tokens, uint32_t at) {
+    std::vector<int32_t> first;
+    for (uint32_t w = 0; w < tokens.n_windows(); ++w) first.push_back(tokens.ids[w * tokens.window + at]);
+    return first;
+  };
+  // Six windows' room: two whole ones are in the short text, four of 25 are taken of the long one.
+  const CalibrationTokens some = calibration_tokens({longer, shorter}, -1, 256, 6 * 256 + 255);
+  CHECK(starts(some, 0) == std::vector<int32_t>{0, 10000, 6 * 256, 10256, 12 * 256, 18 * 256});
+  for (size_t i = 1; i < 256; ++i)
+    CHECK(some.ids[2 * 256 + i] == some.ids[2 * 256] + static_cast<int32_t>(i));
+  CHECK(some.n_held_out == 1);
+  const CalibrationTokens all = calibration_tokens({longer}, 7, 256, 65536);  // 7 before each 255
+  CHECK(all.n_windows() == 25);
+  CHECK(starts(all, 0) == std::vector<int32_t>(25, 7));
+  CHECK(starts(all, 1).back() == 24 * 255);
+}
+
 TEST_CASE("calibration that the memory is too small for is refused, with what it takes") {
   TinyCheckpoint checkpoint;
   checkpoint.write();

@@ -156,7 +156,7 @@ TEST_CASE("retargeted weights give the wanted output from inputs that have drift
     const auto retargeted = [&](Drift drift) {
       std::vector<float> weights = w;
       Metric metric(h, 1e-6, 0, 1);
-      retarget(weights, n_rows, drift, metric, 2);
+      retarget(weights, n_rows, drift, false, metric, 2);
       return weights;
     };
     Drift drift{kTokens, kCols, x.data(), drifted.data()};
@@ -178,4 +178,46 @@ TEST_CASE("retargeted weights give the wanted output from inputs that have drift
     drift.n_tokens = 0;
     CHECK(retargeted(drift) == w);
   }
+}
+
+TEST_CASE("a correction is shrunk to what two halves of the tokens agree on") {
+  constexpr uint32_t kTokens = 2000, kCols = 64, kRows = 96;
+  const std::vector<float> x = gaussian(kTokens * kCols, 30), w = gaussian(kRows * kCols, 31),
+                           nothing(kTokens * kRows);
+  std::vector<float> gap = gaussian(kTokens * kRows, 32);  // chance: no input tells of it
+  for (uint32_t t = 0; t < kTokens;
+       ++t)  // but the first half of the rows, which an input explains by a fifth
+    for (uint32_t r = 0; r < kRows / 2; ++r) gap[t * kRows + r] += 0.5f * x[t * kCols + r];
+  Hessian h{kCols, std::vector<float>(kCols * kCols)};
+  mean_products(x.data(), nullptr, x.data(), kTokens, kCols, kCols, 1, h.values.data(), 1);
+  const auto change = [&](uint32_t n_tokens, bool shrink, const std::vector<float>* residual) {
+    std::vector<float> weights = w;
+    Metric metric(h, 1e-6, 0, 1);
+    Drift drift{n_tokens, kCols, x.data(), x.data()};
+    if (residual) drift.residual_original = residual->data(), drift.residual_quantized = nothing.data();
+    retarget(weights, kRows, drift, shrink, metric, 2);
+    for (size_t i = 0; i < w.size(); ++i) weights[i] -= w[i];
+    return weights;
+  };
+  const std::vector<float> full = change(kTokens, false, &gap), shrunk = change(kTokens, true, &gap);
+  // What is learnt a row: 0.25 of signal, and of chance n_cols / n_tokens = 0.03. The halves' own moments differ by about as much
+  // from those of all tokens, which costs the signal that share.
+  double share_with_signal = 0, share_of_chance = 0;
+  for (uint32_t r = 0; r < kRows; ++r) {
+    double with = 0, without = 0, ratio = 0;
+    for (uint32_t c = 0; c < kCols; ++c) {
+      with += std::pow(double{shrunk[r * kCols + c]}, 2);
+      without += std::pow(double{full[r * kCols + c]}, 2);
+      ratio += double{shrunk[r * kCols + c]} * double{full[r * kCols + c]};
+    }
+    INFO("row " << r);
+    CHECK(ratio * ratio == Approx(with * without));  // a multiple of it
+    CHECK(with <= without * 1.001);
+    const double share = std::sqrt(with / without);
+    (r < kRows / 2 ? share_with_signal : share_of_chance) += share / (kRows / 2);
+  }
+  CHECK(share_with_signal == Approx(0.97 * 0.25 / 0.28).margin(0.02));
+  CHECK(share_of_chance < 0.2);
+  for (const std::vector<float>* residual : std::initializer_list<const std::vector<float>*>{&gap, nullptr})
+    for (const float value : change(residual ? 1 : kTokens, true, residual)) CHECK(value == 0);
 }

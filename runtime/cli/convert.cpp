@@ -36,18 +36,22 @@ T find_word(const char* option, const std::string& word,
   throw_error(ErrorCode::kInvalidArgument, "{} {}: expected one of {}", option, word, expected);
 }
 
-// "time: measure 1.2 s, ... ; 7.4 times a float32 forward pass over the 65536 calibration tokens (10.1 s)"
+// "time: measure 1.2 s, ...; 75.0 s of processor time, 7.4 times a float32 forward pass over the 65536 calibration tokens (10.1 s)"
+// Where a GPU multiplies, by the clock: it has no processor time.
 std::string show_stages(const ConvertReport& report) {
   std::string text = "time:";
-  double sum = 0;
+  Duration sum;
   for (const StageTime& stage : report.stages) {
-    text += fmt::format("{} {} {:.1f} s", sum > 0 ? "," : "", stage.stage, stage.seconds);
-    sum += stage.seconds;
+    text += fmt::format("{} {} {:.1f} s", sum.seconds > 0 ? "," : "", stage.stage, stage.duration.seconds);
+    sum += stage.duration;
   }
-  if (report.forward_seconds > 0)
-    text +=
-        fmt::format("; in all {:.1f} times a float32 forward pass over the {} calibration tokens ({:.1f} s)",
-                    sum / report.forward_seconds, report.calibration_tokens, report.forward_seconds);
+  const bool by_clock = !report.products_on.empty();
+  const double all = by_clock ? sum.seconds : sum.cpu_seconds,
+               forward = by_clock ? report.forward.seconds : report.forward.cpu_seconds;
+  if (forward > 0)
+    text += fmt::format(
+        "; {:.1f} s{}, {:.1f} times a float32 forward pass over the {} calibration tokens ({:.1f} s)", all,
+        by_clock ? "" : " of processor time", all / forward, report.calibration_tokens, forward);
   if (!report.products_on.empty()) text += "; products on " + report.products_on;
   return text + "\n";
 }
