@@ -78,7 +78,7 @@ uint64_t token_bytes(const ModelSpec& spec) {
   return sizeof(float) * 2 * (spec.dim + widest + (spec.n_experts > 0 ? 2 * uint64_t{spec.dim} : 0));
 }
 
-// The square in float32, the weights, a byte for each code; and three stripes of a correction (correction.cpp).
+// The square in float32, the weights, a byte for each code; and a correction: four stripes, and room for a gap (correction.cpp).
 uint64_t largest_matrix_bytes(const ModelSpec& spec) {
   const auto bytes_of = [](uint64_t n_rows, uint64_t n_cols) {
     return 4 * n_cols * n_cols + 5 * n_rows * n_cols + 3 * 4 * 1024 * n_cols;

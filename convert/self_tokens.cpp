@@ -12,7 +12,8 @@ namespace {
 
 constexpr uint32_t kMaxTextTokens = 256;  // of one text
 
-// A 16-bit file that is removed at the end.
+// A 16-bit file that is removed at the end. One rounded to 4.5 bits writes three times faster, but text that is worth less: SmolLM2-135M at
+// 2.85 bits, 16,384 tokens, divergence on WikiText-2 0.78 instead of 0.56.
 class TemporaryModel {
  public:
   TemporaryModel(const std::string& dir, const ConvertOptions& options) : path_(options.output + ".self") {

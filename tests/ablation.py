@@ -27,8 +27,9 @@ COMPENSATED = SEARCHED + ",compensate=on"
 SORTED = COMPENSATED + ",sort=on"
 INVERSE = SORTED + ",sensitivity=inverse"
 DESCENT = INVERSE + ",descent=4"
-CORRECTED = DESCENT + ",correct=on"
-BUDGET = CORRECTED + ",budget=measured"
+CORRECTED = DESCENT + ",correct=on,shrink=off"
+SHRUNK = DESCENT + ",correct=on"
+BUDGET = SHRUNK + ",budget=measured"
 GROUPS = BUDGET + ",group=auto"
 # An outlier slot in each row of the demo model's narrow matrices is an eighth of a bit: rows with outliers have it on top
 # of the same 4-bit groups.
@@ -49,6 +50,7 @@ ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *
     ("inverse", "+ sensitivity by the inverse Hessian", 2.85, "paper", INVERSE),
     ("descent", "+ descent and refit", 2.85, "paper", DESCENT),
     ("corrected", "+ correction for what earlier layers lost", 2.85, "paper", CORRECTED),
+    ("shrunk", "+ as much of it as two halves of the text agree on", 2.85, "paper", SHRUNK),
     ("budget", "+ bits of each matrix by measurement", 2.85, "paper", BUDGET),
     ("groups", "+ group size of each matrix by measurement", 2.85, "paper", GROUPS),
     ("full", "+ head rounded for what it sees: all levers", 2.85, "best", ""),
@@ -61,16 +63,17 @@ ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *
     ("full-everywhere", "all, with outliers everywhere", 2.85, "best", "outliers=everywhere"),
     ("full-undescended", "all but descent", 2.85, "best", "descent=0"),
     ("full-uncorrected", "all but correction", 2.85, "best", "correct=off"),
+    ("full-unshrunk", "all, the correction whole", 2.85, "best", "shrink=off"),
 ]] + [(f"effort-{effort}", f"as it ships, --effort {effort}", ["--bits", 2.85, "--effort", effort])
       for effort in ("fast", "normal")]
 # better, worse: told apart by paired standard errors
 COMPARISONS = [("sensitive", "random"), ("two-bit", "everywhere"), ("by-error", "two-bit"), ("sensitive", "paper"),
                ("searched", "sensitive"), ("compensated", "searched"), ("sorted", "compensated"), ("inverse", "sorted"),
-               ("descent", "inverse"), ("corrected", "descent"), ("budget", "corrected"), ("groups", "budget"),
-               ("full", "groups"), ("full", "full-random"), ("full", "full-range"), ("full", "full-diagonal"),
+               ("descent", "inverse"), ("corrected", "descent"), ("shrunk", "corrected"), ("budget", "shrunk"),
+               ("groups", "budget"), ("full", "groups"), ("full", "full-random"), ("full", "full-range"), ("full", "full-diagonal"),
                ("full", "full-32"), ("full", "full-parts"), ("full", "full-outliers"),
                ("full-outliers", "full-everywhere"), ("full", "full-undescended"), ("full", "full-uncorrected"),
-               ("full", "paper"), ("effort-normal", "effort-fast")]
+               ("full", "full-unshrunk"), ("full", "paper"), ("effort-normal", "effort-fast")]
 
 
 def run(*command):
