@@ -35,16 +35,60 @@ struct Span {
   uint32_t begin, n_tokens;
 };
 
-// E[(x - x^) x^'] over a span, transposed: the rows of W times which is wanted.
-std::vector<float> shared_moments(const Drift& drift, Span span, const Products& products) {
-  const size_t n = drift.n_cols, at = span.begin * n;
-  std::vector<float> shared(n * n);
-  products.mean_products(drift.original + at, drift.quantized + at, drift.quantized + at, span.n_tokens,
-                         drift.n_cols, drift.n_cols, drift.weight, shared.data());
-  for (size_t i = 0; i < n; ++i)
-    for (size_t j = 0; j < i; ++j) std::swap(shared[i * n + j], shared[j * n + i]);
-  return shared;
-}
+// C of a stripe of rows, over each span of the tokens.
+class Moments {
+ public:
+  Moments(const Drift& drift, uint32_t n_rows, std::vector<Span> spans, const Products& products)
+      : drift_(drift),
+        n_rows_(n_rows),
+        spans_(std::move(spans)),
+        products_(products),
+        by_outputs_(drift.residual_original || n_rows <= drift.n_cols) {
+    if (by_outputs_) return;
+    for (const Span span : spans_) {
+      shared_.push_back(shared(span));
+      kept_.push_back(products.keep(shared_.back().data(), drift.n_cols, drift.n_cols));
+    }
+  }
+
+  // w: rows [row, row + n_here). out: of each span, [n_here, n_cols].
+  void get(const float* w, uint32_t row, uint32_t n_here, std::vector<std::vector<float>>& out) const {
+    const size_t n = drift_.n_cols;
+    std::vector<float> gap;
+    if (by_outputs_) gap = outputs_gap(drift_, w, row, n_here, n_rows_, products_);
+    for (size_t i = 0; i < spans_.size(); ++i) {
+      const auto [begin, n_tokens] = spans_[i];
+      if (by_outputs_)
+        products_.mean_products(gap.data() + size_t{begin} * n_here, nullptr, drift_.quantized + begin * n,
+                                n_tokens, n_here, drift_.n_cols, drift_.weight, out[i].data());
+      else
+        products_.multiply_transposed(w, nullptr, n_here, kept_[i], 1,
+                                      [&](uint32_t first, uint32_t n_taken, const float* y) {
+                                        std::copy_n(y, n_taken * n, out[i].data() + first * n);
+                                      });
+    }
+  }
+
+ private:
+  // E[(x - x^) x^'], transposed: the rows of W times which is wanted.
+  std::vector<float> shared(Span span) const {
+    const size_t n = drift_.n_cols, at = span.begin * n;
+    std::vector<float> moments(n * n);
+    products_.mean_products(drift_.original + at, drift_.quantized + at, drift_.quantized + at, span.n_tokens,
+                            drift_.n_cols, drift_.n_cols, drift_.weight, moments.data());
+    for (size_t i = 0; i < n; ++i)
+      for (size_t j = 0; j < i; ++j) std::swap(moments[i * n + j], moments[j * n + i]);
+    return moments;
+  }
+
+  const Drift& drift_;
+  uint32_t n_rows_;
+  std::vector<Span> spans_;
+  Products products_;
+  bool by_outputs_;
+  std::vector<std::vector<float>> shared_;
+  std::vector<ProductMatrix> kept_;
+};
 
 double dot(const float* a, const float* b, size_t n) {
   double sum = 0;
@@ -66,39 +110,20 @@ void retarget(std::vector<float>& weights, uint32_t n_rows, const Drift& drift, 
   const uint32_t half = shrink ? drift.n_tokens / 2 : 0;
   if (drift.n_tokens == 0 || (shrink && half == 0)) return;
   std::vector<Span> spans = {{half, drift.n_tokens - half}};
-  if (half > 0) spans.insert(spans.begin(), {0, half});
-  const bool by_outputs = drift.residual_original || n_rows <= n;
-  std::vector<std::vector<float>> shared;  // of each span
-  std::vector<ProductMatrix> kept;
-  if (!by_outputs)
-    for (const Span span : spans) {
-      shared.push_back(shared_moments(drift, span, products));
-      kept.push_back(products.keep(shared.back().data(), drift.n_cols, drift.n_cols));
-    }
-  std::vector<std::vector<float>> moments(spans.size(), std::vector<float>(std::min(kStripe, n_rows) * n));
+  if (shrink) spans.insert(spans.begin(), {0, half});
+  std::vector<std::vector<float>> c(spans.size(), std::vector<float>(std::min(kStripe, n_rows) * n));
+  const Moments moments(drift, n_rows, std::move(spans), products);
   for (uint32_t row = 0; row < n_rows; row += kStripe) {
     const uint32_t n_here = std::min(kStripe, n_rows - row);
     float* const w = weights.data() + row * n;
-    if (by_outputs) {
-      const std::vector<float> gap = outputs_gap(drift, w, row, n_here, n_rows, products);
-      for (size_t i = 0; i < spans.size(); ++i)
-        products.mean_products(gap.data() + size_t{spans[i].begin} * n_here, nullptr,
-                               drift.quantized + spans[i].begin * n, spans[i].n_tokens, n_here, drift.n_cols,
-                               drift.weight, moments[i].data());
-    } else {
-      for (size_t i = 0; i < spans.size(); ++i)
-        products.multiply_transposed(w, nullptr, n_here, kept[i], 1,
-                                     [&](uint32_t begin, uint32_t n_taken, const float* y) {
-                                       std::copy_n(y, n_taken * n, moments[i].data() + begin * n);
-                                     });
-    }
-    std::vector<float>& last = moments.back();
+    moments.get(w, row, n_here, c);
+    std::vector<float>& last = c.back();
     if (!shrink) {
       metric.solve(last.data(), n_here);
       for (size_t i = 0; i < n_here * n; ++i) w[i] += last[i];
       continue;
     }
-    std::vector<float>& first = moments.front();
+    std::vector<float>& first = c.front();
     const float first_share = static_cast<float>(half) / static_cast<float>(drift.n_tokens);
     std::vector<float> all(n_here * n);
     for (size_t i = 0; i < all.size(); ++i) all[i] = first_share * first[i] + (1 - first_share) * last[i];

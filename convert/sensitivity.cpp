@@ -15,12 +15,16 @@ constexpr uint32_t kMaxTokens = 2048;
 constexpr uint64_t kMaxStreamBytes = uint64_t{2} << 30;
 constexpr uint32_t kSampleRows = 64;  // of a matrix, for its errors
 
-CalibrationTokens first_windows(const ModelSpec& spec, const CalibrationTokens& tokens) {
+// Of those that take part in the statistics, spread over all of them.
+CalibrationTokens some_windows(const ModelSpec& spec, const CalibrationTokens& tokens) {
   const uint64_t token_bytes = sizeof(float) * spec.dim * (4 * uint64_t{spec.n_layers} + 1);
   const uint64_t n = std::min<uint64_t>(kMaxTokens, kMaxStreamBytes / token_bytes) / tokens.window;
-  const size_t n_windows = std::clamp<size_t>(n, 1, tokens.n_windows() - tokens.n_held_out);
+  const size_t n_all = tokens.n_windows() - tokens.n_held_out, n_windows = std::clamp<size_t>(n, 1, n_all);
   CalibrationTokens some{tokens.window, {}, 0};
-  some.ids.assign(tokens.ids.begin(), tokens.ids.begin() + static_cast<ptrdiff_t>(n_windows * tokens.window));
+  for (size_t i = 0; i < n_windows; ++i) {
+    const auto from = tokens.ids.begin() + static_cast<ptrdiff_t>(i * n_all / n_windows * tokens.window);
+    some.ids.insert(some.ids.end(), from, from + static_cast<ptrdiff_t>(tokens.window));
+  }
   return some;
 }
 
@@ -85,7 +89,7 @@ SensitivityRun::SensitivityRun(const ModelSpec& spec, const CalibrationTokens& t
                                SensitivityOptions options, const Products& products)
     : spec_(spec),
       steps_(layer_steps(spec)),
-      tokens_(first_windows(spec, tokens)),
+      tokens_(some_windows(spec, tokens)),
       options_(std::move(options)),
       products_(products),
       n_threads_(products.n_threads()),
