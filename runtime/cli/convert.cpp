@@ -122,7 +122,8 @@ void add_convert(CLI::App& root, Action& action) {
   app->add_option("--calib-tokens", command->options.calibration_tokens,
                   "At most N tokens of them (default: by effort and width)")
       ->type_name("N");
-  app->add_flag("!--no-calib", command->options.calibrate, "Quantize without calibration");
+  app->add_flag_callback(
+      "--no-calib", [command] { command->options.calibrate = false; }, "Quantize without calibration");
   app->add_option("--device", command->options.device,
                   "Where calibration multiplies: auto (a GPU where there is one), cpu, cuda or cuda:N")
       ->type_name("NAME");

@@ -173,7 +173,8 @@ void add_inspect(CLI::App& root, Action& action) {
          "Onto the page: what each lever of the quantizer is worth (make ablation writes ablation.json)")
       ->type_name("FILE")
       ->needs("--html");
-  app->add_flag("!--no-tensors", options->tensors, "Leave the list of tensors out");
+  app->add_flag_callback(
+      "--no-tensors", [options] { options->tensors = false; }, "Leave the list of tensors out");
   app->callback([options, &action] {
     action = [options] {
       const Container container = Container::open(options->file);

@@ -74,7 +74,10 @@ void add_tokenize(CLI::App& root, Action& action) {
   app->add_option("-f,--file", options->prompt_file, "Read the input from a file")
       ->type_name("FILE")
       ->excludes(prompt);
-  app->add_flag("!--ids,--text", options->to_text, "--ids: the input is text (default); --text: it is ids");
+  app->add_flag_callback(
+      "--ids", [options] { options->to_text = false; }, "Text in, ids out (default)");
+  app->add_flag_callback(
+      "--text", [options] { options->to_text = true; }, "Ids in, text out");
   app->add_flag("--bos", options->bos, "Begin with the BOS token if the model wants one");
   app->add_flag("--special", options->special, "Special tokens: recognise their texts, or show them");
   app->add_flag("--pieces", options->pieces, "One token a line, with its text");
