@@ -70,7 +70,7 @@ struct ConvertReport {
   double ppl_ratio = 0, kl = 0;   // on held-out calibration text, against the original; 0: not measured
   size_t n_resumed = 0;           // tensors taken over from an interrupted run
   std::vector<StageTime> stages;  // below 16 bits
-  // What one forward pass over the calibration tokens in float32 takes, head left out; 0: not calibrated
+  // What one forward pass over the calibration tokens in float32 takes, head left out; zero: not calibrated
   Duration forward;
   uint32_t calibration_tokens = 0;
   std::string products_on;             // "cuda:0 NVIDIA H200", empty: the CPU

@@ -4,6 +4,7 @@
 #include "convert/correction.h"
 
 #include <algorithm>
+#include <array>
 
 namespace pith {
 
@@ -34,29 +35,30 @@ std::vector<float> outputs_gap(const Drift& drift, const float* weights, uint32_
 struct Span {
   uint32_t begin, n_tokens;
 };
+using Halves = std::array<std::vector<float>, 2>;
 
-// C of a stripe of rows, over each span of the tokens.
+// C of a stripe of rows, over each half of the tokens.
 class Moments {
  public:
-  Moments(const Drift& drift, uint32_t n_rows, std::vector<Span> spans, const Products& products)
+  Moments(const Drift& drift, uint32_t n_rows, uint32_t half, const Products& products)
       : drift_(drift),
         n_rows_(n_rows),
-        spans_(std::move(spans)),
+        spans_{{{0, half}, {half, drift.n_tokens - half}}},
         products_(products),
         by_outputs_(drift.residual_original || n_rows <= drift.n_cols) {
     if (by_outputs_) return;
-    for (const Span span : spans_) {
-      shared_.push_back(shared(span));
-      kept_.push_back(products.keep(shared_.back().data(), drift.n_cols, drift.n_cols));
+    for (size_t i = 0; i < 2; ++i) {
+      shared_[i] = shared(spans_[i]);
+      kept_[i] = products.keep(shared_[i].data(), drift.n_cols, drift.n_cols);
     }
   }
 
-  // w: rows [row, row + n_here). out: of each span, [n_here, n_cols].
-  void get(const float* w, uint32_t row, uint32_t n_here, std::vector<std::vector<float>>& out) const {
+  // w: rows [row, row + n_here). out: of each half, [n_here, n_cols].
+  void get(const float* w, uint32_t row, uint32_t n_here, Halves& out) const {
     const size_t n = drift_.n_cols;
     std::vector<float> gap;
     if (by_outputs_) gap = outputs_gap(drift_, w, row, n_here, n_rows_, products_);
-    for (size_t i = 0; i < spans_.size(); ++i) {
+    for (size_t i = 0; i < 2; ++i) {
       const auto [begin, n_tokens] = spans_[i];
       if (by_outputs_)
         products_.mean_products(gap.data() + size_t{begin} * n_here, nullptr, drift_.quantized + begin * n,
@@ -83,11 +85,11 @@ class Moments {
 
   const Drift& drift_;
   uint32_t n_rows_;
-  std::vector<Span> spans_;
+  std::array<Span, 2> spans_;
   Products products_;
   bool by_outputs_;
-  std::vector<std::vector<float>> shared_;
-  std::vector<ProductMatrix> kept_;
+  Halves shared_;
+  std::array<ProductMatrix, 2> kept_;
 };
 
 double dot(const float* a, const float* b, size_t n) {
@@ -107,32 +109,25 @@ float agreement(const float* first, const float* c2, const float* change, const 
 void retarget(std::vector<float>& weights, uint32_t n_rows, const Drift& drift, bool shrink, Metric& metric,
               const Products& products) {
   const size_t n = drift.n_cols;
-  const uint32_t half = shrink ? drift.n_tokens / 2 : 0;
-  if (drift.n_tokens == 0 || (shrink && half == 0)) return;
-  std::vector<Span> spans = {{half, drift.n_tokens - half}};
-  if (shrink) spans.insert(spans.begin(), {0, half});
-  std::vector<std::vector<float>> c(spans.size(), std::vector<float>(std::min(kStripe, n_rows) * n));
-  const Moments moments(drift, n_rows, std::move(spans), products);
+  const uint32_t half = drift.n_tokens / 2;
+  if (half == 0) return;
+  const Moments moments(drift, n_rows, half, products);
+  Halves c;
+  for (std::vector<float>& of_half : c) of_half.resize(std::min(kStripe, n_rows) * n);
+  auto& [first, last] = c;
   for (uint32_t row = 0; row < n_rows; row += kStripe) {
     const uint32_t n_here = std::min(kStripe, n_rows - row);
     float* const w = weights.data() + row * n;
     moments.get(w, row, n_here, c);
-    std::vector<float>& last = c.back();
-    if (!shrink) {
-      metric.solve(last.data(), n_here);
-      for (size_t i = 0; i < n_here * n; ++i) w[i] += last[i];
-      continue;
-    }
-    std::vector<float>& first = c.front();
     const float first_share = static_cast<float>(half) / static_cast<float>(drift.n_tokens);
     std::vector<float> all(n_here * n);
     for (size_t i = 0; i < all.size(); ++i) all[i] = first_share * first[i] + (1 - first_share) * last[i];
     std::vector<float> change = all;
     metric.solve(change.data(), n_here);
-    metric.solve(first.data(), n_here);
+    if (shrink) metric.solve(first.data(), n_here);
     for (size_t r = 0; r < n_here; ++r) {
       const size_t at = r * n;
-      const float share = agreement(&first[at], &last[at], &change[at], &all[at], n);
+      const float share = shrink ? agreement(&first[at], &last[at], &change[at], &all[at], n) : 1;
       for (size_t i = at; i < at + n; ++i) w[i] += share * change[i];
     }
   }

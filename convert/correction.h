@@ -25,8 +25,8 @@ struct Drift {
   double weight = 1;  // of the whole change
 };
 
-// weights: [n_rows, drift.n_cols], in place. metric: of H, not arranged yet. shrink: by what the halves agree on; fewer than two
-// tokens then change nothing.
+// weights: [n_rows, drift.n_cols], in place. metric: of H, not arranged yet. shrink: by what the halves agree on. Fewer than two
+// tokens change nothing.
 void retarget(std::vector<float>& weights, uint32_t n_rows, const Drift& drift, bool shrink, Metric& metric,
               const Products& products);
 
