@@ -21,8 +21,8 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kCalibrationWindow = 256;
-constexpr uint32_t kMaxSelfTokens = 32768;  // sampled one by one
-constexpr double kOutlierShare = 0.004;     // of the weights, where the target leaves room
+constexpr uint32_t kMaxSelfTokens = 32768;
+constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
 constexpr uint32_t kMinOutlierCols = 1024;
 constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
 // No weight of a model that runs is near it; d and col_scale, fp16 both, could not hold much more.
@@ -113,22 +113,6 @@ std::vector<const TensorPlan*> Conversion::linear_layers() const {
   return layers;
 }
 
-std::vector<float> Conversion::read(const TensorPlan& plan) const {
-  std::vector<float> values(size_t{plan.n_rows} * plan.n_cols);
-  Assembly(source_.checkpoint, plan, options_.allow_nonfinite).read_rows(0, plan.n_rows, values.data());
-  return values;
-}
-
-// What of a layer the forward pass of calibration needs besides its matrices.
-LayerVectors Conversion::layer_vectors(uint32_t layer) const {
-  const std::string prefix = layer_tensor(layer, "");
-  LayerVectors vectors;
-  for (const TensorPlan& plan : source_.plan)
-    if (plan.role != TensorRole::kLinear && plan.name.starts_with(prefix))
-      vectors[plan.name.substr(prefix.size())] = read(plan);
-  return vectors;
-}
-
 // Nothing at 16 bits or on demand.
 void Conversion::start_calibration(const Metadata& metadata) {
   if (options_.bits >= 16 || !options_.calibrate) return;
@@ -146,14 +130,17 @@ void Conversion::start_calibration(const Metadata& metadata) {
   }
   if (options_.calibration_files.empty()) texts.emplace_back(builtin_calibration_text());
   std::vector<std::vector<int32_t>> encoded = encode_texts(texts, *tokenizer);
+  const uint64_t available = options_.memory_bytes > 0 ? options_.memory_bytes : available_memory();
   if (wants_own) {
     const Timed timed(report_, "sample");
-    encoded.push_back(self_tokens(source_.checkpoint.dir(), options_, std::min(n_tokens, kMaxSelfTokens)));
+    const uint32_t n_wanted = std::min(n_tokens, kMaxSelfTokens);
+    encoded.push_back(self_tokens(source_, *tokenizer, n_wanted, n_threads_, available, [&](size_t n_done) {
+      if (options_.progress) options_.progress({"sample", "", n_done, n_wanted});
+    }));
   }
   tokens_ = calibration_tokens(encoded, tokenizer->first_id(), window, n_tokens);
   report_.calibration_tokens = static_cast<uint32_t>(tokens_.ids.size());
   const uint64_t needed = calibration_bytes(source_.spec, report_.calibration_tokens);
-  const uint64_t available = options_.memory_bytes > 0 ? options_.memory_bytes : available_memory();
   if (needed > available)
     throw_error(ErrorCode::kOutOfMemory,
                 "calibration on {} tokens takes {:.1f} GB of memory, {:.1f} are free: --calib-tokens N and "
@@ -186,7 +173,7 @@ void Conversion::measure() {
     n_done += uint64_t{plan.n_rows} * plan.n_cols;
     uint32_t layer = 0;
     Step step;
-    if (plan.name == "norm") norm = read(plan);
+    if (plan.name == "norm") norm = source_.read(plan);
     if (plan.role == TensorRole::kEmbedding) {
       Assembly assembly(source_.checkpoint, plan, false);
       sensitivity.embed([&](uint32_t id, float* row) { assembly.read_rows(id, 1, row); });
@@ -194,11 +181,12 @@ void Conversion::measure() {
     if (!find_step(plan.name, layer, step)) continue;
     matrices.push_back(&plan);
     if (matrices.size() < steps.size()) continue;
-    sensitivity.run_layer(layer, layer_vectors(layer), [&](size_t i) { return this->read(*matrices[i]); });
+    sensitivity.run_layer(layer, source_.layer_vectors(layer),
+                          [&](size_t i) { return source_.read(*matrices[i]); });
     matrices.clear();
   }
   for (const TensorPlan& plan : source_.plan)
-    if (plan.name == head_name) head = read(plan);
+    if (plan.name == head_name) head = source_.read(plan);
   if (options_.levers.head) head_hessian_ = sensitivity.head_hessian(norm);
   if (wants_curves) curves_ = sensitivity.finish(norm, head);
 }
@@ -335,7 +323,7 @@ void Conversion::add_quantized(const TensorPlan& plan) {
   }
   if (is_step && step.part == Part::kQkv) {
     const Timed timed(report_, "forward");
-    calibration_->begin_layer(layer, layer_vectors(layer));
+    calibration_->begin_layer(layer, source_.layer_vectors(layer));
   }
   // One copy of a large matrix at a time: the original is read again where quantizing has changed it.
   q24::Unpacked quantized;
@@ -350,7 +338,7 @@ void Conversion::add_quantized(const TensorPlan& plan) {
     if (!is_there) {
       const Timed timed(report_, "read");
       weights = {};
-      weights = read(plan);
+      weights = source_.read(plan);
     }
     const Timed timed(report_, "forward");
     calibration_->apply_original(step, weights);

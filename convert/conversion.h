@@ -44,8 +44,6 @@ class Conversion {
   }
   bool is_quantized(const TensorPlan& plan) const;
   std::vector<const TensorPlan*> linear_layers() const;  // those that are quantized
-  std::vector<float> read(const TensorPlan& plan) const;
-  LayerVectors layer_vectors(uint32_t layer) const;
 
   void start_calibration(const Metadata& metadata);
   void measure();      // sensitivity of every matrix, and what the head sees

@@ -132,8 +132,8 @@ void Conversion::store_held_out(Metadata& metadata, const std::vector<float>& qu
   const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
   std::vector<float> norm, head;
   for (const TensorPlan& plan : source_.plan) {
-    if (plan.name == "norm") norm = read(plan);
-    if (plan.name == head_name) head = read(plan);
+    if (plan.name == "norm") norm = source_.read(plan);
+    if (plan.name == head_name) head = source_.read(plan);
   }
   const Divergence held_out = calibration_->held_out(norm, head, quantized_head);
   if (held_out.n_tokens == 0) return;

@@ -34,7 +34,7 @@ bool find_step(const std::string& name, uint32_t& layer, Step& step);
 // What of a layer stays as it is, by its name in the layer: "attn_norm", "router", "experts.3.down_bias".
 using LayerVectors = std::map<std::string, std::vector<float>>;
 
-// Activations of n_tokens tokens, whole windows.
+// Activations of n_tokens tokens: whole windows, or the last token of each of some texts that grow.
 struct Stream {
   std::vector<float> residual;  // [n_tokens, dim]
   std::vector<float>
@@ -48,6 +48,11 @@ struct Stream {
   std::vector<std::vector<Routed>> routed;  // [n_experts], tokens ascending
   std::vector<float> normed;                // [n_tokens, dim] that the router and the experts see
   std::vector<float> branch;                // [n_tokens, dim] sum over the experts so far
+
+  // Of texts that grow: where in its text each token stands (below window), and the keys and values of the texts so far,
+  // [n_layers][n_tokens, 2, kv rows, window]. Before a text's next token its position is set; at 0 it begins anew.
+  std::vector<uint32_t> positions;  // [n_tokens]; empty: whole windows
+  std::vector<std::vector<float>> past;
 };
 
 class Forward {
@@ -56,6 +61,8 @@ class Forward {
 
   uint32_t n_inputs(Part part) const;
   uint32_t n_outputs(Part part) const;
+  // Makes room for texts that grow. Throws std::bad_alloc.
+  void begin_texts(uint32_t n_texts, Stream& stream) const;
   // True when what the step puts out goes to the residual stream as it is: no norm between, no other experts.
   bool is_added(Step step) const;
 
@@ -79,7 +86,11 @@ class Forward {
  private:
   const std::vector<float>& vector(const std::string& name) const;  // empty: the layer has none
   const std::vector<float>& bias_of(Step step) const;
+  void finish_heads(float* qkv, uint32_t position) const;
   void attend(float* qkv, uint32_t n_tokens, float* out) const;
+  void attend_past(float* qkv, uint32_t first, uint32_t n_tokens, Stream& stream, float* out) const;
+  void attend_one(const float* q, uint32_t head, uint32_t position, const float* k_columns, const float* v,
+                  size_t v_stride, std::vector<float>& scores, float* out) const;
   void normalize_heads(float* qkv) const;  // of one token: q and k, [q + 2 kv rows]
   void gate(const float* gate_up, uint32_t n_rows, float* out) const;
   void add_to_residual(float* residual, uint32_t n_tokens, float* branch,

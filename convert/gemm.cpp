@@ -65,14 +65,18 @@ uint32_t rows_at_once(uint32_t n_threads) {
 void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w, uint32_t m, float* y,
                          uint32_t n_threads) {
   const uint32_t n_blocks = (n + kTokens - 1) / kTokens;
-  parallel_for(n_blocks, n_threads, [&](uint32_t block) {
-    const uint32_t begin = block * kTokens, n_here = std::min(kTokens, n - begin);
+  // Few rows of x: w is divided too.
+  const uint32_t n_parts = std::clamp(n_threads / std::max(n_blocks, 1u), 1u, (m + kRows - 1) / kRows),
+                 part_rows = (m + n_parts * kRows - 1) / (n_parts * kRows) * kRows;
+  parallel_for(n_blocks * n_parts, n_threads, [&](uint32_t task) {
+    const uint32_t begin = task / n_parts * kTokens, n_here = std::min(kTokens, n - begin);
+    const uint32_t row_begin = task % n_parts * part_rows, row_end = std::min(m, row_begin + part_rows);
     const uint32_t n_panels = (n_here + kCols - 1) / kCols;
     std::vector<float> packed(size_t{n_panels} * k * kCols), rows(size_t{k} * kRows);
     for (uint32_t p = 0; p < n_panels; ++p)
       pack(x, n, k, begin + p * kCols, kCols, packed.data() + size_t{p} * k * kCols);
     float c[kRows * kCols];
-    for (uint32_t row = 0; row < m; row += kRows) {
+    for (uint32_t row = row_begin; row < row_end; row += kRows) {
       pack(w, m, k, row, kRows, rows.data());
       for (uint32_t p = 0; p < n_panels; ++p) {
         tile(rows.data(), kRows, packed.data() + size_t{p} * k * kCols, kCols, k, c);

@@ -70,6 +70,21 @@ void check_unused(const Source& source, const CheckpointNames& names, const Sour
 
 }  // namespace
 
+std::vector<float> Source::read(const TensorPlan& tensor) const {
+  std::vector<float> values(size_t{tensor.n_rows} * tensor.n_cols);
+  Assembly(checkpoint, tensor, false).read_rows(0, tensor.n_rows, values.data());
+  return values;
+}
+
+LayerVectors Source::layer_vectors(uint32_t layer) const {
+  const std::string prefix = layer_tensor(layer, "");
+  LayerVectors vectors;
+  for (const TensorPlan& tensor : plan)
+    if (tensor.role != TensorRole::kLinear && tensor.name.starts_with(prefix))
+      vectors[tensor.name.substr(prefix.size())] = read(tensor);
+  return vectors;
+}
+
 Source open_source(const std::string& dir, const SourceOptions& options, std::vector<std::string>& notes) {
   Source source{Checkpoint::open(dir), {}, {}};
   const std::string where = dir + "/config.json";

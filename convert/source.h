@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "convert/checkpoint.h"
+#include "convert/forward.h"
 #include "models/spec.h"
 
 namespace pith {
@@ -12,6 +13,11 @@ struct Source {
   Checkpoint checkpoint;
   ModelSpec spec;
   std::vector<TensorPlan> plan;
+
+  // A tensor of the plan as floats, [n_rows, n_cols]. Throws Error where one is not finite, naming it.
+  std::vector<float> read(const TensorPlan& tensor) const;
+  // What of a layer the forward pass needs besides its matrices.
+  LayerVectors layer_vectors(uint32_t layer) const;
 };
 
 struct SourceOptions {

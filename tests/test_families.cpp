@@ -115,40 +115,63 @@ std::vector<float> floats(const Container& container, const std::string& name) {
   return values;
 }
 
-// A container through the converter's forward pass, as one window.
+// A container for the converter's forward pass.
+class ForwardModel {
+ public:
+  ForwardModel(const Model& model, uint32_t window, const Products& products = 1)
+      : spec_(model.spec()), forward_(spec_, window, products), layers_(spec_.n_layers) {
+    const Container& container = model.container();
+    embed_ = floats(container, "embed");
+    norm_ = floats(container, "norm");
+    head_ = spec_.tied_embeddings ? embed_ : floats(container, "head");
+    for (const TensorPlan& plan : plan_tensors(spec_)) {
+      uint32_t layer = 0;
+      Step step;
+      if (find_step(plan.name, layer, step))
+        layers_[layer].weights.push_back(floats(container, plan.name));
+      else if (const int32_t of = tensor_layer(plan.name); of >= 0)
+        layers_[static_cast<size_t>(of)]
+            .vectors[plan.name.substr(layer_tensor(static_cast<uint32_t>(of), "").size())] =
+            floats(container, plan.name);
+    }
+  }
+
+  const Forward& forward() const { return forward_; }
+
+  // Logits after each of ids, the stream's tokens.
+  std::vector<float> run(const std::vector<int32_t>& ids, Stream& stream) {
+    stream.residual.clear();
+    for (const int32_t id : ids)
+      for (uint32_t c = 0; c < spec_.dim; ++c)
+        stream.residual.push_back(embed_[static_cast<size_t>(id) * spec_.dim + c] * spec_.embedding_scale);
+    const std::vector<Step> steps = layer_steps(spec_);
+    for (uint32_t layer = 0; layer < spec_.n_layers; ++layer) {
+      forward_.begin_layer(layer, layers_[layer].vectors);
+      forward_.prepare(stream);
+      REQUIRE(layers_[layer].weights.size() == steps.size());
+      for (size_t i = 0; i < steps.size(); ++i) forward_.apply(steps[i], stream, layers_[layer].weights[i]);
+    }
+    std::vector<float> logits;
+    forward_.logits(stream.residual.data(), static_cast<uint32_t>(ids.size()), norm_, head_, logits);
+    return logits;
+  }
+
+ private:
+  struct Layer {
+    LayerVectors vectors;
+    std::vector<std::vector<float>> weights;
+  };
+  const ModelSpec& spec_;
+  Forward forward_;
+  std::vector<Layer> layers_;
+  std::vector<float> embed_, norm_, head_;
+};
+
+// As one window.
 std::vector<float> forward_logits(const Model& model, const std::vector<int32_t>& ids,
                                   const Products& products = 1) {
-  const Container& container = model.container();
-  const ModelSpec& spec = model.spec();
-  const std::vector<float> embed = floats(container, "embed");
   Stream stream;
-  for (const int32_t id : ids)
-    for (uint32_t c = 0; c < spec.dim; ++c)
-      stream.residual.push_back(embed[static_cast<size_t>(id) * spec.dim + c] * spec.embedding_scale);
-  Forward forward(spec, static_cast<uint32_t>(ids.size()), products);
-  for (uint32_t layer = 0; layer < spec.n_layers; ++layer) {
-    const std::string prefix = layer_tensor(layer, "");
-    std::vector<std::vector<float>> weights;
-    LayerVectors vectors;
-    for (const TensorPlan& plan : plan_tensors(spec)) {
-      uint32_t of_layer = 0;
-      Step step;
-      if (!plan.name.starts_with(prefix)) continue;
-      if (find_step(plan.name, of_layer, step))
-        weights.push_back(floats(container, plan.name));
-      else
-        vectors[plan.name.substr(prefix.size())] = floats(container, plan.name);
-    }
-    forward.begin_layer(layer, std::move(vectors));
-    forward.prepare(stream);
-    const std::vector<Step> steps = layer_steps(spec);
-    REQUIRE(weights.size() == steps.size());
-    for (size_t i = 0; i < steps.size(); ++i) forward.apply(steps[i], stream, weights[i]);
-  }
-  std::vector<float> logits;
-  forward.logits(stream.residual.data(), static_cast<uint32_t>(ids.size()), floats(container, "norm"),
-                 spec.tied_embeddings ? embed : floats(container, "head"), logits);
-  return logits;
+  return ForwardModel(model, static_cast<uint32_t>(ids.size()), products).run(ids, stream);
 }
 
 // Every instruction set gives the same bits (the test of batches below), so one is enough where all are slow.
@@ -237,6 +260,30 @@ TEST_CASE("the forward pass of calibration gives every family's logits") {
       const FamilyCase c = read_family_case(name);
       const Converted converted(c, c.config);
       CHECK(converted.error(forward_logits(*converted.model(), c.ids)) < kMaxError);
+    }
+  }
+}
+
+// What a model writes itself is sampled so: a text beside another that began one token later, after a text of one token.
+TEST_CASE("texts that grow by a token side by side give the bits of whole windows") {
+  for (const std::string& name : family_case_names()) {
+    DYNAMIC_SECTION(name) {
+      const FamilyCase c = read_family_case(name);
+      const Converted converted(c, c.config);
+      const std::vector<float> expected = forward_logits(*converted.model(), c.ids);
+      ForwardModel model(*converted.model(), static_cast<uint32_t>(c.ids.size()), 3);
+      const auto vocab = static_cast<ptrdiff_t>(expected.size() / c.ids.size());
+      Stream stream;
+      model.forward().begin_texts(2, stream);
+      std::vector<float> first, second;
+      for (uint32_t i = 0; i < c.ids.size(); ++i) {
+        stream.positions = {i, i == 0 ? 0 : i - 1};
+        const std::vector<float> logits = model.run({c.ids[i], c.ids[i == 0 ? 1 : i - 1]}, stream);
+        first.insert(first.end(), logits.begin(), logits.begin() + vocab);
+        if (i > 0) second.insert(second.end(), logits.begin() + vocab, logits.end());
+      }
+      CHECK(first == expected);
+      CHECK(std::equal(second.begin(), second.end(), expected.begin()));
     }
   }
 }
