@@ -47,6 +47,10 @@ const std::vector<Lever>& all_levers() {
        [](Levers& levers, size_t value) { levers.free_minimum = value == 1; },
        [](const Levers& levers) { return size_t{levers.free_minimum}; }},
       on_off<&Levers::compensate>("compensate"),
+      {"hessian",
+       {"plain", "shrunk"},
+       [](Levers& levers, size_t value) { levers.shrunk_hessian = value == 1; },
+       [](const Levers& levers) { return size_t{levers.shrunk_hessian}; }},
       on_off<&Levers::sort>("sort"),
       choice<&Levers::sensitivity>("sensitivity", {"random", "range", "diagonal", "inverse"}),
       choice<&Levers::outliers>("outliers", {"auto", "none", "coarse", "everywhere"}),
@@ -92,8 +96,8 @@ void apply_one(std::string_view text, Levers& levers) {
 
 Levers Levers::paper() {
   Levers levers;
-  levers.search = levers.free_minimum = levers.compensate = levers.sort = levers.correct = levers.head =
-      false;
+  levers.search = levers.free_minimum = levers.compensate = levers.shrunk_hessian = levers.sort =
+      levers.correct = levers.head = false;
   levers.sensitivity = Sensitivity::kRange;
   levers.outliers = Outliers::kCoarse;
   levers.budget = Budget::kEven;
@@ -111,6 +115,7 @@ void Levers::apply_to(QuantizeOptions& options) const {
   options.search_scales = search;
   options.integer_zero = !free_minimum;
   options.compensate = compensate;
+  if (!shrunk_hessian) options.shrinkage = 0;
   if (descent >= 0) options.descent_rounds = static_cast<uint32_t>(descent);
 }
 

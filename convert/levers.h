@@ -3,6 +3,7 @@
 //   search        on | off    scales by an importance-weighted search, or min-max
 //   minimum       free | integer       an integer minimum is a multiple of the scale: the paper's zero point
 //   compensate    on | off    LDLQ: later columns absorb the error of earlier ones
+//   hessian       shrunk | plain    its off-diagonal elements are trusted less than its diagonal, or as much
 //   sort          on | off    columns sorted by the Hessian's diagonal, or left in their groups
 //   sensitivity   random | range | diagonal | inverse          which columns get 4 bits
 //   outliers      auto | none | coarse | everywhere            coarse: in 2-bit groups only; auto: coarse, where they pay
@@ -27,8 +28,8 @@ enum class Outliers : uint8_t { kAuto, kNone, kCoarse, kEverywhere };
 enum class Budget : uint8_t { kMeasured, kByPart, kEven };
 
 struct Levers {
-  bool search = true, free_minimum = true, compensate = true, sort = true, correct = true, shrink = true,
-       head = true, fine = true;
+  bool search = true, free_minimum = true, compensate = true, shrunk_hessian = true, sort = true,
+       correct = true, shrink = true, head = true, fine = true;
   Sensitivity sensitivity = Sensitivity::kCompensated;
   Outliers outliers = Outliers::kAuto;
   OutlierChoice outlier_choice = OutlierChoice::kErrorRemoved;

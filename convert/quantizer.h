@@ -50,12 +50,14 @@ struct QuantizeOptions {
   bool compensate = true;     // LDLQ: later columns absorb the error of earlier ones; needs a Hessian
   uint32_t descent_rounds = 4;  // coordinate descent with closed-form refit
   double damping = 0.02;        // of the Hessian's mean diagonal, added to the diagonal
-  double shrinkage = 0;         // 0..1: of the off-diagonal elements
-  uint64_t seed = 0;            // kRandom
+  // 0..1: of the off-diagonal elements, which the text knows worst. SmolLM2-135M at 2.85 bits, calibrated on 16,384 tokens,
+  // divergence on WikiText-2: 0 0.632, 0.1 0.584, 0.3 0.613; the demo model 0.0295, 0.0288.
+  double shrinkage = 0.1;
+  uint64_t seed = 0;  // kRandom
 };
 
 struct QuantizeReport {
-  double relative_error;  // tr(E H E') / tr(W H W')
+  double relative_error;  // tr(E H E') / tr(W H W'), H damped and shrunk
   uint64_t size_bytes;    // in the container, padding and indices included
   double bits_per_weight;
 };

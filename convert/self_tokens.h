@@ -2,7 +2,7 @@
 //
 // From BOS on (from EOS where it has none) at temperature 1, up to 64 texts side by side, in float32 on the CPU (a GPU's logits
 // differ in the last bits, and the text with them). The same checkpoint gives the same tokens, whatever the number of threads and
-// the memory. A step reads all weights once, for all texts: it costs 1.0 to 1.5 float32 passes over the tokens.
+// the memory. A step reads all weights once, for all texts: about two float32 passes over the tokens.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -11,7 +11,7 @@ namespace pith {
 
 namespace {
 
-constexpr uint32_t kMaxTokens = 2048;
+constexpr uint32_t kMaxTokens = 1024;
 constexpr uint64_t kMaxStreamBytes = uint64_t{2} << 30;
 constexpr uint32_t kSampleRows = 64;  // of a matrix, for its errors
 

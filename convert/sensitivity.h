@@ -42,7 +42,7 @@ struct SensitivityOptions {
 
 class SensitivityRun {
  public:
-  // Uses at most the first of `tokens`' windows: as many as fit 2 GiB of streams, 2048 tokens at most.
+  // Uses at most the first of `tokens`' windows: as many as fit 2 GiB of streams, 1024 tokens at most.
   SensitivityRun(const ModelSpec& spec, const CalibrationTokens& tokens, SensitivityOptions options,
                  const Products& products);
 

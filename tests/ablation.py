@@ -24,7 +24,8 @@ SHARED_TEXT = ROOT.parent / "shared/text/corpus/test.txt.xz"
 NEAREST = "outliers=none"
 SEARCHED = NEAREST + ",search=on,minimum=free"
 COMPENSATED = SEARCHED + ",compensate=on"
-SORTED = COMPENSATED + ",sort=on"
+SHRUNK_HESSIAN = COMPENSATED + ",hessian=shrunk"
+SORTED = SHRUNK_HESSIAN + ",sort=on"
 INVERSE = SORTED + ",sensitivity=inverse"
 DESCENT = INVERSE + ",descent=4"
 CORRECTED = DESCENT + ",correct=on,shrink=off"
@@ -46,6 +47,7 @@ ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *
     ("paper", "the paper's preset", 2.85, "paper", ""),
     ("searched", "sensitive 4-bit groups + searched scales, free minimum", 2.85, "paper", SEARCHED),
     ("compensated", "+ compensation (LDLQ)", 2.85, "paper", COMPENSATED),
+    ("hessian", "+ Hessian shrunk towards its diagonal", 2.85, "paper", SHRUNK_HESSIAN),
     ("sorted", "+ columns sorted", 2.85, "paper", SORTED),
     ("inverse", "+ sensitivity by the inverse Hessian", 2.85, "paper", INVERSE),
     ("descent", "+ descent and refit", 2.85, "paper", DESCENT),
@@ -64,16 +66,18 @@ ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *
     ("full-undescended", "all but descent", 2.85, "best", "descent=0"),
     ("full-uncorrected", "all but correction", 2.85, "best", "correct=off"),
     ("full-unshrunk", "all, the correction whole", 2.85, "best", "shrink=off"),
+    ("full-plain", "all, the Hessian as it is", 2.85, "best", "hessian=plain"),
 ]] + [(f"effort-{effort}", f"as it ships, --effort {effort}", ["--bits", 2.85, "--effort", effort])
       for effort in ("fast", "normal")]
 # better, worse: told apart by paired standard errors
 COMPARISONS = [("sensitive", "random"), ("two-bit", "everywhere"), ("by-error", "two-bit"), ("sensitive", "paper"),
-               ("searched", "sensitive"), ("compensated", "searched"), ("sorted", "compensated"), ("inverse", "sorted"),
+               ("searched", "sensitive"), ("compensated", "searched"), ("hessian", "compensated"),
+               ("sorted", "hessian"), ("inverse", "sorted"),
                ("descent", "inverse"), ("corrected", "descent"), ("shrunk", "corrected"), ("budget", "shrunk"),
                ("groups", "budget"), ("full", "groups"), ("full", "full-random"), ("full", "full-range"), ("full", "full-diagonal"),
                ("full", "full-32"), ("full", "full-parts"), ("full", "full-outliers"),
                ("full-outliers", "full-everywhere"), ("full", "full-undescended"), ("full", "full-uncorrected"),
-               ("full", "full-unshrunk"), ("full", "paper"), ("effort-normal", "effort-fast")]
+               ("full", "full-unshrunk"), ("full", "full-plain"), ("full", "paper"), ("effort-normal", "effort-fast")]
 
 
 def run(*command):

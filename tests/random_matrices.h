@@ -30,4 +30,19 @@ inline Hessian correlated(uint32_t n, uint64_t seed) {
   return h;
 }
 
+// Inputs whose second moments are correlated(n, seed): [n_tokens, n].
+inline std::vector<float> correlated_inputs(uint32_t n, uint64_t seed, uint32_t n_tokens) {
+  const std::vector<float> a = gaussian(size_t{n} * n, seed), log_scale = gaussian(n, seed + 1),
+                           z = gaussian(size_t{n_tokens} * n, seed + 2), own = gaussian(z.size(), seed + 3);
+  std::vector<float> x(z.size());
+  for (uint32_t t = 0; t < n_tokens; ++t)
+    for (uint32_t i = 0; i < n; ++i) {
+      double sum = 0;
+      for (uint32_t k = 0; k < n / 4; ++k) sum += double{a[i * n + k]} * z[t * n + k];
+      x[t * n + i] = static_cast<float>(std::exp(0.5 * double{log_scale[i]}) *
+                                        (sum / std::sqrt(n) + std::sqrt(0.05) * double{own[t * n + i]}));
+    }
+  return x;
+}
+
 }  // namespace pith

@@ -138,7 +138,7 @@ TEST_CASE("every effort and every lever of a conversion gives other tensors") {
     add(options);
   }
   for (const char* ablation :
-       {"correct=off", "shrink=off", "head=off", "budget=parts", "group=32", "fine=off"}) {
+       {"correct=off", "shrink=off", "hessian=plain", "head=off", "budget=parts", "group=32", "fine=off"}) {
     INFO(ablation);
     ConvertOptions options = options_for(checkpoint, 3.5);
     apply_levers(ablation, options.levers);

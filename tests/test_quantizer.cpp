@@ -5,6 +5,7 @@
 #include <random>
 
 #include "convert/budget.h"
+#include "convert/gemm.h"
 #include "convert/levers.h"
 #include "convert/metric.h"
 #include "convert/quantizer.h"
@@ -119,15 +120,37 @@ TEST_CASE("the reported error is that of the packed tensor") {
   const QuantizeResult result = quantize(w, 40, 100, nullptr, options, 1);
   CHECK(result.report.relative_error == Approx(error_of(w, dequantized(result), 40, nullptr)).epsilon(0.01));
   CHECK(result.report.bits_per_weight == Approx(8.0 * static_cast<double>(result.report.size_bytes) / 4000));
-  // With a Hessian, of whose square the quantizer reads one half: the damped one counts.
+  // With a Hessian, of whose square the quantizer reads one half: the shrunk and damped one counts.
   const Hessian h = correlated(100, 12);
   Hessian damped = h;
+  for (size_t i = 0; i < damped.values.size(); ++i)
+    if (i % 101 != 0) damped.values[i] *= static_cast<float>(1 - options.shrinkage);
   for (uint32_t c = 0; c < 100; ++c)
     damped.values[c * 100 + c] += static_cast<float>(options.damping * h.mean_diagonal());
   for (const bool compensate : {false, true}) {
     options.compensate = compensate;
     const QuantizeResult with = quantize(w, 40, 100, &h, options, 1);
     CHECK(with.report.relative_error == Approx(error_of(w, dequantized(with), 40, &damped)).epsilon(0.001));
+  }
+}
+
+TEST_CASE("a shrunk Hessian of few tokens is nearer to the truth where compensation is concerned") {
+  constexpr uint32_t kCols = 128, kRows = 48;
+  const std::vector<float> w = gaussian(kRows * kCols, 6);
+  const Hessian truth = correlated(kCols, 16);
+  for (const auto& [n_tokens, bar] : {std::pair{kCols, 0.95}, std::pair{3 * kCols, 0.99}}) {
+    const std::vector<float> x = correlated_inputs(kCols, 16, n_tokens);
+    Hessian h{kCols, std::vector<float>(kCols * kCols)};
+    mean_products(x.data(), nullptr, x.data(), n_tokens, kCols, kCols, 1, h.values.data(), 1);
+    const auto error = [&](bool is_shrunk) {
+      Levers levers;
+      levers.shrunk_hessian = is_shrunk;
+      QuantizeOptions options;
+      levers.apply_to(options);
+      return error_of(w, dequantized(quantize(w, kRows, kCols, &h, options, 1)), kRows, &truth);
+    };
+    CAPTURE(n_tokens);
+    CHECK(error(true) < bar * error(false));
   }
 }
 
