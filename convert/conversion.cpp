@@ -21,7 +21,6 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kCalibrationWindow = 256;
-constexpr uint32_t kMaxSelfTokens = 32768;
 constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
 constexpr uint32_t kMinOutlierCols = 1024;
 constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
@@ -122,18 +121,30 @@ void Conversion::start_calibration(const Metadata& metadata) {
           : affordable_tokens(source_.spec, figures_of(options_.effort).calibration_tokens);
   const uint32_t window = std::min(kCalibrationWindow, source_.spec.max_context);
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(metadata, source_.spec.vocab_size);
-  std::vector<std::string> texts;
-  bool wants_own = false;
-  for (const std::string& path : options_.calibration_files) {
-    wants_own |= path == kSelfText;
-    if (path != kSelfText) texts.push_back(read_text_file(path, kMaxCalibrationBytes));
+  std::vector<std::string> sources = options_.calibration_files, texts;
+  if (sources.empty()) {
+    sources.push_back(kBuiltinText);
+    if (n_weights_ < kMaxSelfWeights && first_of_text(*tokenizer) >= 0) sources.push_back(kSelfText);
   }
-  if (options_.calibration_files.empty()) texts.emplace_back(builtin_calibration_text());
+  bool wants_own = false;
+  for (const std::string& source : sources) {
+    if (source == kSelfText)
+      wants_own = true;
+    else if (source == kBuiltinText)
+      texts.emplace_back(builtin_calibration_text());
+    else
+      texts.push_back(read_text_file(source, kMaxCalibrationBytes));
+  }
   std::vector<std::vector<int32_t>> encoded = encode_texts(texts, *tokenizer);
   const uint64_t available = options_.memory_bytes > 0 ? options_.memory_bytes : available_memory();
   if (wants_own) {
     const Timed timed(report_, "sample");
-    const uint32_t n_wanted = std::min(n_tokens, kMaxSelfTokens);
+    // Its share, and what the others cannot fill.
+    size_t n_others = 0;
+    for (const std::vector<int32_t>& ids : encoded) n_others += ids.size();
+    const size_t n_texts = encoded.size() + 1, share = (n_tokens + n_texts - 1) / n_texts;
+    const auto n_wanted =
+        static_cast<uint32_t>(std::max(share, n_tokens - std::min<size_t>(n_others, n_tokens)));
     encoded.push_back(self_tokens(source_, *tokenizer, n_wanted, n_threads_, available, [&](size_t n_done) {
       if (options_.progress) options_.progress({"sample", "", n_done, n_wanted});
     }));

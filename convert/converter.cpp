@@ -47,8 +47,8 @@ std::string describe(const ConvertOptions& options, const Products& products) {
   if (is_calibrated(options)) {
     text += fmt::format(" calibration-tokens={}", options.calibration_tokens);
     for (const std::string& path : options.calibration_files) {
-      if (path == kSelfText) {
-        text += " calibration=self";
+      if (path == kSelfText || path == kBuiltinText) {
+        text += " calibration=" + path;
         continue;
       }
       const std::string bytes = read_text_file(path, kMaxCalibrationBytes);

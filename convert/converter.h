@@ -24,13 +24,16 @@ namespace pith {
 // How long a conversion below 16 bits may take. Figures: convert/converter.cpp.
 enum class Effort : uint8_t { kFast, kNormal };
 
-constexpr const char* kSelfText = "self";  // in place of a calibration file: what the model writes itself
+// In place of a calibration file: what the model writes itself (self_tokens.h), and the text that the program carries.
+constexpr const char *kSelfText = "self", *kBuiltinText = "builtin";
 
 struct ConvertProgress {
   const char* stage;     // "sample", "measure", "convert", "check"
   std::string tensor;    // being worked on
   uint64_t done, total;  // weights: elements of the container's tensors
 };
+
+constexpr uint64_t kMaxSelfWeights = 1'600'000'000;  // as floats with their texts below 8 GB
 
 struct ConvertOptions {
   std::string output;
@@ -39,8 +42,8 @@ struct ConvertOptions {
   Effort effort = Effort::kNormal;
   Levers levers;          // Levers::paper() for the published method
   bool calibrate = true;  // below 16 bits: measure what each layer sees, and quantize for that
-  std::vector<std::string>
-      calibration_files;            // text, UTF-8; none: the built-in text; kSelfText: self_tokens.h
+  // Text, UTF-8; kSelfText, kBuiltinText. None: the built-in text, and of models below kMaxSelfWeights half their own.
+  std::vector<std::string> calibration_files;
   uint32_t calibration_tokens = 0;  // at most; 0: by effort and width
   bool force = false;               // unknown config keys and unused tensors are noted, not refused
   bool allow_nonfinite = false;     // NaN and Inf weights pass (16 and 32 bits only)

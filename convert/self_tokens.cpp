@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint32_t kMaxTextTokens = 256;  // of one text
 constexpr uint32_t kMaxTexts = 64;        // side by side
-constexpr uint64_t kMaxPastBytes = uint64_t{2} << 30;
+constexpr uint64_t kMaxPastBytes = uint64_t{1} << 30;
 
 // A model's weights as floats: kept from the first time on, or read every time.
 class Weights {
@@ -92,12 +92,16 @@ class Texts {
 
 }  // namespace
 
+int32_t first_of_text(const Tokenizer& tokenizer) {
+  const int32_t first = tokenizer.first_id();
+  return first < 0 && !tokenizer.eos_ids().empty() ? tokenizer.eos_ids().front() : first;
+}
+
 std::vector<int32_t> self_tokens(const Source& source, const Tokenizer& tokenizer, uint32_t n_tokens,
                                  uint32_t n_threads, uint64_t memory_bytes,
                                  const std::function<void(size_t)>& progress) {
   const ModelSpec& spec = source.spec;
-  int32_t first = tokenizer.first_id();
-  if (first < 0 && !tokenizer.eos_ids().empty()) first = tokenizer.eos_ids().front();
+  const int32_t first = first_of_text(tokenizer);
   if (first < 0)
     throw_error(ErrorCode::kInvalidArgument,
                 "--calib self: the tokenizer has neither BOS nor EOS to begin a text with");

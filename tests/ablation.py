@@ -35,7 +35,7 @@ GROUPS = BUDGET + ",group=auto"
 # An outlier slot in each row of the demo model's narrow matrices is an eighth of a bit: rows with outliers have it on top
 # of the same 4-bit groups.
 OUTLIERS = 2.975
-TOKENS = ["--calib-tokens", 16384]
+TOKENS = ["--calib", "builtin", "--calib-tokens", 16384]
 # name, what the table calls it, options of pith convert
 ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *TOKENS]) for name, title, bits, preset, levers in [
     ("uniform", "uniform 2-bit, min-max, groups of 16", 2.85, "paper", "outliers=none,fine=off"),
@@ -136,7 +136,7 @@ def main():
         run(arguments.pith, "convert", arguments.model, "-o", reference, "--bits", 16)
 
     print(f"{arguments.model}, against 16 bits on {source}; at most {arguments.max_tokens} tokens, windows of 256;"
-          f" calibrated on {TOKENS[1]} tokens but for the last rows\n")
+          f" calibrated on {TOKENS[-1]} tokens of the built-in text but for the last rows\n")
     print("| quantizer | bits | perplexity ratio | KL divergence | same first token |")
     print("|---|---:|---:|---:|---:|", flush=True)
     results = {}

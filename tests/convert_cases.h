@@ -13,12 +13,13 @@
 
 namespace pith::test {
 
-// Two windows of calibration text: enough for every step to run.
+// Two windows of the built-in text: enough for every step to run.
 inline ConvertOptions options_for(const TinyCheckpoint& checkpoint, double bits) {
   ConvertOptions options;
   options.output = checkpoint.output();
   options.bits = bits;
   options.n_threads = 1;
+  options.calibration_files = {kBuiltinText};
   options.calibration_tokens = 512;
   options.device = "cpu";
   return options;

@@ -56,6 +56,21 @@ TEST_CASE("a model calibrates on what it writes itself, the same for any number 
   CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
 }
 
+TEST_CASE("a small model calibrates half on the built-in text and half on its own, unless it is told") {
+  TinyCheckpoint checkpoint(64, 96, 1);
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  const auto converted = [&](std::vector<std::string> files) {
+    options.calibration_files = std::move(files);
+    CHECK(convert(checkpoint.model_dir(), options).calibration_tokens == 512);
+    return decode(Container::open(checkpoint.output()), "layers.0.ffn_down");
+  };
+  const std::vector<float> by_default = converted({});
+  CHECK(by_default == converted({kBuiltinText, kSelfText}));
+  CHECK(by_default != converted({kBuiltinText}));
+  CHECK(by_default != converted({kSelfText}));
+}
+
 TEST_CASE("calibration windows take turns among the texts and are spread over each") {
   std::vector<int32_t> longer(6400), shorter(700);
   for (int32_t i = 0; i < 6400; ++i) longer[static_cast<size_t>(i)] = i;

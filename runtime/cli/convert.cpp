@@ -114,8 +114,8 @@ void add_convert(CLI::App& root, Action& action) {
       ->check(CLI::IsMember({4, 16}));
   app->add_option(
          "--calib", command->options.calibration_files,
-         "Texts to calibrate on below 16 bits (default: a built-in one); self: what the model writes itself, "
-         "slower and often better")
+         "Texts to calibrate on below 16 bits: files, builtin, self (what the model writes itself). Default: "
+         "builtin, with self below 1.6 billion weights")
       ->type_name("FILE")
       ->expected(1, -1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
