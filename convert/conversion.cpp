@@ -121,43 +121,48 @@ void Conversion::start_calibration(const Metadata& metadata) {
           : affordable_tokens(source_.spec, figures_of(options_.effort).calibration_tokens);
   const uint32_t window = std::min(kCalibrationWindow, source_.spec.max_context);
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(metadata, source_.spec.vocab_size);
-  std::vector<std::string> sources = options_.calibration_files, texts;
-  if (sources.empty()) {
-    sources.push_back(kBuiltinText);
-    if (n_weights_ < kMaxSelfWeights && first_of_text(*tokenizer) >= 0) sources.push_back(kSelfText);
-  }
-  bool wants_own = false;
-  for (const std::string& source : sources) {
-    if (source == kSelfText)
-      wants_own = true;
-    else if (source == kBuiltinText)
-      texts.emplace_back(builtin_calibration_text());
-    else
-      texts.push_back(read_text_file(source, kMaxCalibrationBytes));
-  }
-  std::vector<std::vector<int32_t>> encoded = encode_texts(texts, *tokenizer);
   const uint64_t available = options_.memory_bytes > 0 ? options_.memory_bytes : available_memory();
-  if (wants_own) {
-    const Timed timed(report_, "sample");
-    // Its share, and what the others cannot fill.
-    size_t n_others = 0;
-    for (const std::vector<int32_t>& ids : encoded) n_others += ids.size();
-    const size_t n_texts = encoded.size() + 1, share = (n_tokens + n_texts - 1) / n_texts;
-    const auto n_wanted =
-        static_cast<uint32_t>(std::max(share, n_tokens - std::min<size_t>(n_others, n_tokens)));
-    encoded.push_back(self_tokens(source_, *tokenizer, n_wanted, n_threads_, available, [&](size_t n_done) {
-      if (options_.progress) options_.progress({"sample", "", n_done, n_wanted});
-    }));
-  }
-  tokens_ = calibration_tokens(encoded, tokenizer->first_id(), window, n_tokens);
+  tokens_ = calibration_tokens(calibration_texts(*tokenizer, n_tokens, available), tokenizer->first_id(),
+                               window, n_tokens);
   report_.calibration_tokens = static_cast<uint32_t>(tokens_.ids.size());
-  const uint64_t needed = calibration_bytes(source_.spec, report_.calibration_tokens);
+  check_memory(report_.calibration_tokens, available);
+}
+
+void Conversion::check_memory(uint32_t n_tokens, uint64_t available) const {
+  const uint64_t needed = calibration_bytes(source_.spec, n_tokens);
   if (needed > available)
     throw_error(ErrorCode::kOutOfMemory,
                 "calibration on {} tokens takes {:.1f} GB of memory, {:.1f} are free: --calib-tokens N and "
                 "--no-calib take less",
-                report_.calibration_tokens, 1e-9 * static_cast<double>(needed),
-                1e-9 * static_cast<double>(available));
+                n_tokens, 1e-9 * static_cast<double>(needed), 1e-9 * static_cast<double>(available));
+}
+
+// As ids. The model's own is last: its share of n_tokens, and what the others cannot fill.
+std::vector<std::vector<int32_t>> Conversion::calibration_texts(const Tokenizer& tokenizer, uint32_t n_tokens,
+                                                                uint64_t available) {
+  std::vector<std::string> sources = options_.calibration_files, texts;
+  if (sources.empty()) {
+    sources.push_back(kBuiltinText);
+    if (n_weights_ < kMaxSelfWeights && first_of_text(tokenizer) >= 0) sources.push_back(kSelfText);
+  }
+  for (const std::string& source : sources) {
+    if (source == kSelfText) continue;
+    texts.push_back(source == kBuiltinText ? std::string(builtin_calibration_text())
+                                           : read_text_file(source, kMaxCalibrationBytes));
+  }
+  std::vector<std::vector<int32_t>> encoded = encode_texts(texts, tokenizer);
+  if (texts.size() == sources.size()) return encoded;
+  check_memory(n_tokens, available);  // before it takes time
+  const Timed timed(report_, "sample");
+  size_t n_others = 0;
+  for (const std::vector<int32_t>& ids : encoded) n_others += ids.size();
+  const size_t n_texts = encoded.size() + 1, share = (n_tokens + n_texts - 1) / n_texts;
+  const auto n_wanted =
+      static_cast<uint32_t>(std::max(share, n_tokens - std::min<size_t>(n_others, n_tokens)));
+  encoded.push_back(self_tokens(source_, tokenizer, n_wanted, n_threads_, available, [&](size_t n_done) {
+    if (options_.progress) options_.progress({"sample", "", n_done, n_wanted});
+  }));
+  return encoded;
 }
 
 // The whole checkpoint once in float32, with rounded variants of every matrix beside it: sensitivity.h.

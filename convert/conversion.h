@@ -46,6 +46,9 @@ class Conversion {
   std::vector<const TensorPlan*> linear_layers() const;  // those that are quantized
 
   void start_calibration(const Metadata& metadata);
+  std::vector<std::vector<int32_t>> calibration_texts(const Tokenizer& tokenizer, uint32_t n_tokens,
+                                                      uint64_t available);
+  void check_memory(uint32_t n_tokens, uint64_t available) const;
   void measure();      // sensitivity of every matrix, and what the head sees
   void plan_budget();  // shapes_ by measurement, by kind or even
   void check_reached(double bits);
