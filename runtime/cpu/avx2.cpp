@@ -6,10 +6,18 @@
 // of a word then gives s * sum in int32. With AVX-VNNI vpdpbusd sums a line in int32 at once, still below 2^15, so two
 // lines' sums are packed into int16 pairs and one vpdpwssd applies both scales.
 //
-// Many tokens: a vector is 8 tokens. A panel's codes are unpacked to bytes first, then each word's are broadcast against
-// 32 tokens at a time. vpmaddubsw saturates, so the scale follows the sum of a line, or of two; with AVX-VNNI the codes
-// are scaled while they are unpacked (15 * 15 fits a byte), and vpdpbusd alone sums a block.
+// Many tokens: a vector is 8 tokens. A panel's codes are unpacked to bytes first; then four words' are broadcast against 16
+// tokens at a time. Lines are summed in pairs: a quad of activations, and of codes, is
+//
+//   byte 0        1           2        3                 line A: the pair's even line, B: its odd one; i = 0 .. 7
+//   [A[2 i]]  [A[2 i + 1]]  [B[2 i]]  [B[2 i + 1]]
+//
+// so that eight vpmaddubsw leave the sums of both lines in the halves of a word (16 * 15 * 127 fits int16), and one
+// vpmaddwd applies both scales. With AVX-VNNI the codes are scaled while they are unpacked (15 * 15 fits a byte), and
+// vpdpbusd alone sums a block.
 #include <immintrin.h>
+
+#include <utility>
 
 #include "runtime/cpu/generic.h"
 #include "runtime/cpu/panel_scratch.h"
@@ -21,7 +29,7 @@ namespace pith::cpu {
 
 namespace {
 
-using Avx2 = Generic<VecAvx2>;
+using Avx2 = Generic<VecAvx2, true>;
 
 #ifdef __AVXVNNI__
 constexpr bool kVnni = true;
@@ -239,7 +247,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
 
 // ---- many tokens --------------------------------------------------------------------------------------------------
 
-// One block of a panel to bytes, scales and minimums, in word order.
+// One block of a panel to bytes, scales and minimums, in word order; codes as pairs of lines.
 template <uint32_t kGroup>
 void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch& out) {
   const q24::Layout& l = m.view.layout;
@@ -247,75 +255,100 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch&
   const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
   const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
   const uint32_t first_fine = l.n_lines - l.n_fine_lines, begin = block * 8;
-  const uint32_t end = begin + 8 < l.n_lines ? begin + 8 : l.n_lines;
+  const uint32_t end = begin + m.lines_of(block);
   for (uint32_t i = 0; i < 4; ++i)
     for (uint32_t line = begin; line < end; line += 2) {
-      const PairScales pair = pair_scales<kGroup>(scales, line / 2, i);
-      const auto store = [&](auto* to, __m256i x) { _mm256_store_si256(reinterpret_cast<__m256i*>(to), x); };
-      store(out.minimums[(line - begin) / 2] + i * 8, pair.m);
-      const auto unpack = [&](uint32_t at, __m256i scale) {  // scale: in the low half of a word
-        const __m256i s16 = _mm256_or_si256(scale, _mm256_slli_epi32(scale, 16));
+      const auto codes_of = [&](uint32_t at) {
         const __m256i hi = load256(base + size_t{at} * q24::kLineBytes + i * 32);
-        const Codes codes =
-            at < first_fine
-                ? coarse_codes(hi)
-                : fine_codes(hi, load256(fine + size_t{at - first_fine} * q24::kLineBytes + i * 32));
-        for (uint32_t p = 0; p < 4; ++p)  // with VNNI scaled, two bytes multiplied as one word
-          store(out.codes[(at - begin) * 4 + p] + i * 32,
-                kVnni ? _mm256_mullo_epi16(codes.quad[p], s16) : codes.quad[p]);
-        if (!kVnni) store(out.scales[at - begin] + i * 8, s16);
+        return at < first_fine
+                   ? coarse_codes(hi)
+                   : fine_codes(hi, load256(fine + size_t{at - first_fine} * q24::kLineBytes + i * 32));
       };
-      unpack(line, _mm256_and_si256(pair.s, _mm256_set1_epi32(15)));
-      unpack(line + 1, _mm256_srli_epi32(pair.s, 16));
+      const auto store = [&](auto* to, __m256i x) { _mm256_store_si256(reinterpret_cast<__m256i*>(to), x); };
+      const PairScales scale = pair_scales<kGroup>(scales, line / 2, i);
+      const Codes even = codes_of(line), odd = codes_of(line + 1);
+      const uint32_t pair = (line - begin) / 2;
+      store(out.minimums[pair] + i * 8, scale.m);
+      if (!kVnni) store(out.scales[pair] + i * 8, scale.s);
+      const auto put = [&](uint32_t quad, __m256i codes) {  // with VNNI two bytes are scaled as one int16
+        store(out.codes[pair * 8 + quad] + i * 32, kVnni ? _mm256_mullo_epi16(codes, scale.s) : codes);
+      };
+      for (uint32_t p = 0; p < 4; ++p) {
+        put(p * 2, _mm256_blend_epi16(even.quad[p], _mm256_slli_epi32(odd.quad[p], 16), 0xaa));
+        put(p * 2 + 1, _mm256_blend_epi16(_mm256_srli_epi32(even.quad[p], 16), odd.quad[p], 0xaa));
+      }
     }
 }
 
-// acc [kVectors, 8] += scale * sums
-template <int kVectors>
-[[gnu::always_inline]] inline void accumulate(const __m256i (&sums)[kVectors], const float* scales,
-                                              float* acc) {
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    const __m256 scale = _mm256_loadu_ps(scales + v * 8), before = _mm256_loadu_ps(acc + v * 8);
-    _mm256_storeu_ps(acc + v * 8, _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums[v]), before));
-  }
+// Words (rows) and vectors of 8 tokens whose sums stay in registers: six loads serve eight products.
+constexpr int kTileWords = 4, kTileVectors = 2;
+using Sums = __m256i[kTileWords][kTileVectors];
+
+// Calls f(word, vector) for each, with constants by the time that registers are given out.
+template <typename F, int... kIndex>
+[[gnu::always_inline]] inline void for_each_sum(F&& f, std::integer_sequence<int, kIndex...>) {
+  (f(kIndex / kTileVectors, kIndex % kTileVectors), ...);
+}
+template <typename F>
+[[gnu::always_inline]] inline void for_each_sum(F&& f) {
+  for_each_sum(f, std::make_integer_sequence<int, kTileWords * kTileVectors>{});
 }
 
-// One block of one word (row) for kVectors x 8 tokens from `lane` on, added to the accumulators.
-template <uint32_t kGroup, int kVectors>
-[[gnu::always_inline]] inline void block_row(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block,
-                                             uint32_t word, const Input& in, uint32_t lane, float* acc_s,
-                                             float* acc_m) {
+// Keeps the compiler from adding in an order of its own, for which it would keep every product (in memory).
+[[gnu::always_inline]] inline void in_order(__m256i& sum) {
+  asm("" : "+x"(sum));
+}
+
+// acc [kTileWords, stride] += scale * sums
+[[gnu::always_inline]] inline void accumulate(const Sums& sums, const float* scales, float* acc,
+                                              uint32_t stride) {
+  for_each_sum([&](int w, int v) {
+    float* const at = acc + static_cast<uint32_t>(w) * stride + v * 8;
+    const __m256 scale = _mm256_loadu_ps(scales + v * 8);
+    _mm256_storeu_ps(at, _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums[w][v]), _mm256_loadu_ps(at)));
+  });
+}
+
+// One block for kTileWords words from `word` on and 16 tokens from `lane` on, added to the accumulators [32, stride].
+[[gnu::always_inline]] inline void block_tile(const PanelScratch& unpacked, uint32_t n_lines, uint32_t block,
+                                              uint32_t word, const Input& in, uint32_t lane, float* acc_s,
+                                              float* acc_m, uint32_t stride) {
   const size_t lanes = in.n_lanes;
   const float* const scales = in.scales + block * lanes + lane;
-  __m256i sums[kVectors];
+  const int8_t* a = quads(in, block, n_lines, lane);
+  Sums total;
+  for_each_sum([&](int w, int v) { total[w][v] = _mm256_setzero_si256(); });
+  for (uint32_t pair = 0; pair < n_lines / 2; ++pair) {
+    Sums halves;  // the sums of both lines; with VNNI the total
+    for_each_sum([&](int w, int v) { halves[w][v] = kVnni ? total[w][v] : _mm256_setzero_si256(); });
 #pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) sums[v] = _mm256_setzero_si256();
-  const int8_t* a = in.a + (size_t{block} * 32 * lanes + lane) * 4;
-  for (uint32_t line = 0; line < n_lines; ++line, a += lanes * 16) {
-    __m256i quads[4];
-#pragma GCC unroll 4
-    for (uint32_t p = 0; p < 4; ++p) quads[p] = broadcast(unpacked.codes[line * 4 + p] + word * 4);
-    const __m256i s = kVnni ? quads[0] : broadcast(&unpacked.scales[line][word]);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      __m256i sum = kVnni ? sums[v] : _mm256_setzero_si256();
-#pragma GCC unroll 4
-      for (uint32_t p = 0; p < 4; ++p) sum = add_quad(sum, quads[p], load256(a + p * lanes * 4 + v * 32));
-      sums[v] = kVnni ? sum : add_products(sums[v], sum, s);
+    for (uint32_t i = 0; i < 8; ++i, a += 64) {
+      const uint8_t* const codes = unpacked.codes[pair * 8 + i] + word * 4;
+      const __m256i x[kTileVectors] = {load256(a), load256(a + 32)};
+      for_each_sum([&](int w, int v) {
+        halves[w][v] = add_quad(halves[w][v], broadcast(codes + w * 4), x[v]);
+        in_order(halves[w][v]);
+      });
     }
+    for_each_sum([&](int w, int v) {
+      total[w][v] = kVnni ? halves[w][v]
+                          : add_products(total[w][v], halves[w][v],
+                                         broadcast(unpacked.scales[pair] + word + static_cast<uint32_t>(w)));
+    });
   }
-  accumulate(sums, scales, acc_s + word * kVectors * 8);
+  accumulate(total, scales, acc_s + word * stride, stride);
 
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) sums[v] = _mm256_setzero_si256();
-  const int16_t* a_sums = in.sums + (size_t{block} * 4 * lanes + lane) * 2;
-  for (uint32_t pair = 0; pair < n_lines / 2; ++pair, a_sums += lanes * 2) {
-    const __m256i m = broadcast(&unpacked.minimums[pair][word]);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sums[v] = add_products(sums[v], m, load256(a_sums + v * 16));
+  for_each_sum([&](int w, int v) { total[w][v] = _mm256_setzero_si256(); });
+  const int16_t* line_sums = in.sums + (size_t{block} * 4 * lanes + lane) * 2;
+  for (uint32_t pair = 0; pair < n_lines / 2; ++pair, line_sums += lanes * 2) {
+    const __m256i x[kTileVectors] = {load256(line_sums), load256(line_sums + 16)};
+    for_each_sum([&](int w, int v) {
+      total[w][v] = add_products(total[w][v],
+                                 broadcast(unpacked.minimums[pair] + word + static_cast<uint32_t>(w)), x[v]);
+      in_order(total[w][v]);
+    });
   }
-  accumulate(sums, scales, acc_m + word * kVectors * 8);
+  accumulate(total, scales, acc_m + word * stride, stride);
 }
 
 // y of one word for kVectors x 8 tokens from `lane` on: scales, minimums, outliers.
@@ -336,11 +369,13 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, u
     const uint32_t col = word[0];
     if (col >= l.padded_cols) continue;
     const __m256 delta = _mm256_set1_ps(_cvtsh_ss(word[1]));
-    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - col % 4 * 8));
-    const int8_t* const a = in.a + (size_t{col / 4} * in.n_lanes + lane) * 4;
-    const float* const scales = in.scales + size_t{col / kBlock} * in.n_lanes + lane;
+    const uint32_t block = col / kBlock, quad = col % kBlock / 32 * 8 + col % 16 / 2;
+    const uint32_t byte = col / 16 % 2 * 2 + col % 2;  // of that word: the top of this file
+    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - byte * 8));
+    const float* const scales = in.scales + size_t{block} * in.n_lanes + lane;
     for (int v = 0; v < kVectors; ++v) {
-      const __m256i value = _mm256_srai_epi32(_mm256_sll_epi32(load256(a + v * 32), up), 24);
+      const int8_t* const a = quads(in, block, m.lines_of(block), lane + v * 8) + quad * 64;
+      const __m256i value = _mm256_srai_epi32(_mm256_sll_epi32(load256(a), up), 24);
       const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scales + v * 8), _mm256_cvtepi32_ps(value));
       sums[v] = _mm256_fmadd_ps(delta, x, sums[v]);
     }
@@ -349,16 +384,17 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, u
 }
 
 // 8 * kVectors tokens from `lane` on: all blocks, then y.
-template <uint32_t kGroup, int kVectors>
+template <int kVectors>
 void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, const Input& in, uint32_t lane,
                 float* acc_s, float* y) {
   constexpr uint32_t kLanesHere = kVectors * 8;
   float* const acc_m = acc_s + kPanelRows * kLanesHere;
   __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
-    const uint32_t rest = m.view.layout.n_lines - block * 8, n_lines = rest < 8 ? rest : 8;
-    for (uint32_t w = 0; w < kPanelRows; ++w)
-      block_row<kGroup, kVectors>(blocks[block], n_lines, block, w, in, lane, acc_s, acc_m);
+    const uint32_t n_lines = m.lines_of(block);
+    for (uint32_t t = 0; t < kLanesHere; t += kTileVectors * 8)
+      for (uint32_t w = 0; w < kPanelRows; w += kTileWords)
+        block_tile(blocks[block], n_lines, block, w, in, lane + t, acc_s + t, acc_m + t, kLanesHere);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
     finish_word<kVectors>(m, panel, w, in, lane, acc_s + w * kLanesHere, acc_m + w * kLanesHere,
@@ -374,9 +410,8 @@ void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch
     unpack_block<kGroup>(m, panel, block, blocks[block]);
   float* const accumulators = reinterpret_cast<float*>(blocks + m.n_blocks());
   uint32_t lane = 0;
-  for (; lane + 32 <= in.n_lanes; lane += 32)
-    lane_group<kGroup, 4>(m, panel, blocks, in, lane, accumulators, y);
-  for (; lane < in.n_lanes; lane += 16) lane_group<kGroup, 2>(m, panel, blocks, in, lane, accumulators, y);
+  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<4>(m, panel, blocks, in, lane, accumulators, y);
+  for (; lane < in.n_lanes; lane += 16) lane_group<2>(m, panel, blocks, in, lane, accumulators, y);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {

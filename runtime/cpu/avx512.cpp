@@ -256,13 +256,13 @@ template <int kRows, int kVectors>
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_si512();
-  const int8_t* a = in.a + (size_t{block} * 32 * lanes + lane) * 4;
+  const int8_t* a = quads(in, block, n_lines, lane);
   const uint8_t* codes = unpacked.codes[0] + word * 4;
 #pragma GCC unroll 4
-  for (uint32_t q = 0; q < n_lines * 4; ++q, a += lanes * 4, codes += 128) {
+  for (uint32_t q = 0; q < n_lines * 4; ++q, a += 64, codes += 128) {
     __m512i x[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = load512(a + v * 64);
+    for (uint32_t v = 0; v < kVectors; ++v) x[v] = load512(a + v * n_lines * 256);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const __m512i w = _mm512_set1_epi32(load_word(codes + r * 4));
@@ -310,10 +310,12 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, u
     if (col >= l.padded_cols) continue;
     const __m512 delta = _mm512_set1_ps(_cvtsh_ss(word[1]));
     const __m512i select = _mm512_set1_epi32(1 << (col % 4 * 8));  // of four columns, by a product with 1
-    const int8_t* const a = in.a + (size_t{col / 4} * in.n_lanes + lane) * 4;
-    const float* const scales = in.scales + size_t{col / kBlock} * in.n_lanes + lane;
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512i value = _mm512_dpbusd_epi32(_mm512_setzero_si512(), select, load512(a + v * 64));
+    const uint32_t block = col / kBlock, n_lines = m.lines_of(block);
+    const int8_t* const a = quads(in, block, n_lines, lane) + col % kBlock / 4 * 64;
+    const float* const scales = in.scales + size_t{block} * in.n_lanes + lane;
+    for (uint32_t v = 0; v < kVectors; ++v) {
+      const __m512i value =
+          _mm512_dpbusd_epi32(_mm512_setzero_si512(), select, load512(a + v * n_lines * 256));
       const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scales + v * 16), _mm512_cvtepi32_ps(value));
       sums[v] = _mm512_fmadd_ps(delta, x, sums[v]);
     }
@@ -329,7 +331,7 @@ void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, con
   float* const acc_m = acc_s + kPanelRows * kLanesHere;
   __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
-    const uint32_t rest = m.view.layout.n_lines - block * 8, n_lines = rest < 8 ? rest : 8;
+    const uint32_t n_lines = m.lines_of(block);
     const auto tiles = [&](uint32_t n) {
       for (uint32_t w = 0; w < kPanelRows; w += kRows)
         block_tile<kRows, kVectors>(blocks[block], n, block, w, in, lane, acc_s, acc_m);

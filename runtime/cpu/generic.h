@@ -72,7 +72,8 @@ int whole(Float x) {
   return x == x ? static_cast<int>(x) : 0;
 }
 
-template <class V>
+// kLinePairs: quads of many tokens as avx2.cpp wants them, two columns of each line of a pair.
+template <class V, bool kLinePairs = false>
 struct Generic {
   static void rms_norm(const float* x, const float* w, uint32_t n, float eps, float* out) {
     V sum = V::set1(0);
@@ -103,8 +104,7 @@ struct Generic {
                        uint32_t lane, const Input& in) {
     for (uint32_t b = block_begin; b < block_end; ++b) {
       const uint32_t first_line = b * (kBlock / 16);
-      const uint32_t n_lines =
-          m.view.layout.n_lines - first_line < 8 ? m.view.layout.n_lines - first_line : 8;
+      const uint32_t n_lines = m.lines_of(b);
       alignas(64) float permuted[kBlock];
       permute(x, m.perm + size_t{first_line} * 16, n_lines * 16, permuted);
       V values[8], largest = V::set1(0);
@@ -129,8 +129,12 @@ struct Generic {
         if (in.n_lanes == 1) (V::set1(scale) * rounded).store(in.x_hat + line * 16);
         const int sum = whole(V::reduce_add(rounded));  // of whole numbers below 2^11: exact in any order
         in.sums[(size_t{line / 2} * in.n_lanes + lane) * 2 + line % 2] = static_cast<int16_t>(sum);
-        int8_t* const out = in.a + (size_t{line} * 4 * in.n_lanes + lane) * 4;
-        for (uint32_t p = 0; p < 4; ++p) __builtin_memcpy(out + size_t{p} * in.n_lanes * 4, a + 4 * p, 4);
+        int8_t* const out = quads(in, b, n_lines, lane);
+        if (kLinePairs && in.n_lanes != 1)
+          for (uint32_t j = 0; j < 8; ++j)
+            __builtin_memcpy(out + (i / 2 * 8 + j) * quad_bytes(in) + i % 2 * 2, a + 2 * j, 2);
+        else
+          for (uint32_t p = 0; p < 4; ++p) __builtin_memcpy(out + (i * 4 + p) * quad_bytes(in), a + 4 * p, 4);
       }
     }
   }

@@ -14,7 +14,7 @@
 //   head_dim in order), their maximum, exp, sum over 16 lanes (lane = position % 16) as a tree, values (fma over the
 //   positions in order); segments are then combined in order by combine().
 //
-// Tokens are lanes: with n_tokens > 1, activations lie as [.., n_lanes, ..] with n_lanes a multiple of 16, and a panel's
+// Tokens are lanes: with n_tokens > 1, activations lie by lane with n_lanes a multiple of 16, and a panel's
 // result is y[32 rows][n_lanes]; a single token has n_lanes = 1. Nothing here allocates, locks or throws.
 #pragma once
 #include <cstdint>
@@ -45,6 +45,10 @@ struct Matrix {
   bool is_q24() const { return kind == TensorKind::kQ24; }
   uint32_t n_panels() const { return (n_rows + kPanelRows - 1) / kPanelRows; }
   uint32_t n_blocks() const { return (view.layout.padded_cols + kBlock - 1) / kBlock; }
+  uint32_t lines_of(uint32_t block) const {  // 8, or 4 in a last block of 64 columns
+    const uint32_t rest = view.layout.n_lines - block * (kBlock / 16);
+    return rest < kBlock / 16 ? rest : kBlock / 16;
+  }
 };
 
 // The input of one matrix for n_tokens tokens. Lanes past n_tokens hold anything; so do their results.
@@ -52,11 +56,24 @@ struct Input {
   uint32_t n_tokens = 1, n_lanes = 1;
   const float* x = nullptr;  // plain kinds: [n_tokens, x_stride]
   uint32_t x_stride = 0;
-  int8_t* a = nullptr;      // kQ24: [padded_cols / 4, n_lanes, 4], and 64 readable bytes behind
+  // kQ24: [n_blocks, n_lanes / 16, quads of the block, 16, 4], so that what a tile of tokens reads of a block lies together
+  // whatever n_lanes is; [padded_cols] for one token. A quad is 4 columns of a line; of many tokens with avx2.cpp 2 columns
+  // each of two lines. 64 readable bytes behind.
+  int8_t* a = nullptr;
   int16_t* sums = nullptr;  // kQ24: [n_lines / 2, n_lanes, 2], sum of a over a line
   float* scales = nullptr;  // kQ24: [n_blocks, n_lanes]
   float* x_hat = nullptr;   // kQ24, one token only: [padded_cols] scale * a, for outliers
 };
+
+// Where the first quad of a block of n_lines lines lies for the token in `lane`; the next is quad_bytes(in) on.
+[[gnu::always_inline]] inline int8_t* quads(const Input& in, uint32_t block, uint32_t n_lines,
+                                            uint32_t lane) {
+  int8_t* const first = in.a + size_t{block} * kBlock * in.n_lanes;
+  return in.n_lanes == 1 ? first : first + (size_t{lane / kLanes} * n_lines * 4 * kLanes + lane % kLanes) * 4;
+}
+[[gnu::always_inline]] inline uint32_t quad_bytes(const Input& in) {
+  return in.n_lanes == 1 ? 4 : kLanes * 4;
+}
 
 inline uint32_t lanes_for(uint32_t n_tokens) {
   return n_tokens == 1 ? 1 : (n_tokens + kLanes - 1) / kLanes * kLanes;

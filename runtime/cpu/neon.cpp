@@ -127,17 +127,18 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t first, uint32_t end,
 void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, const int8_t* codes,
                const Input& in, uint32_t lane, float* acc_s, float* acc_m) {
   const q24::Layout& l = m.view.layout;
-  const uint32_t first = block * 8, end = first + 8 < l.n_lines ? first + 8 : l.n_lines;
+  const uint32_t first = block * 8, end = first + m.lines_of(block);
+  const int8_t* const first_quad = quads(in, block, end - first, lane);
   const size_t lanes = in.n_lanes;
   int32x4_t big_t[4], big_m[4];
   for (int v = 0; v < 4; ++v) big_t[v] = big_m[v] = vdupq_n_s32(0);
   for (uint32_t line = first; line < end; ++line) {
     const int sm = line_of(m, panel, line).scales[w * 2];
     const int8x16_t c = vld1q_s8(codes + (size_t{line - first} * 32 + w) * 16);
-    const int8_t* const a = in.a + (size_t{line} * 4 * lanes + lane) * 4;
+    const int8_t* const a = first_quad + (line - first) * 256;
     const int16_t* const sums = in.sums + (size_t{line / 2} * lanes + lane) * 2;
     for (int v = 0; v < 4; ++v) {
-      const auto x = [&](size_t p) { return vld1q_s8(a + p * lanes * 4 + v * 16); };
+      const auto x = [&](size_t p) { return vld1q_s8(a + p * 64 + v * 16); };
       int32x4_t sum = vdotq_laneq_s32(vdupq_n_s32(0), x(0), c, 0);
       sum = vdotq_laneq_s32(sum, x(1), c, 1);
       sum = vdotq_laneq_s32(sum, x(2), c, 2);
@@ -169,11 +170,12 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, c
           m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
       const uint32_t col = word[0];
       if (col >= l.padded_cols) continue;
+      const uint32_t block = col / kBlock;
       const int32x4_t bytes =
-          vreinterpretq_s32_s8(vld1q_s8(in.a + (size_t{col / 4} * in.n_lanes + lane) * 4));
+          vreinterpretq_s32_s8(vld1q_s8(quads(in, block, m.lines_of(block), lane) + col % kBlock / 4 * 64));
       const int32x4_t up = vdupq_n_s32(static_cast<int32_t>(24 - col % 4 * 8));
       const float32x4_t a = vcvtq_f32_s32(vshrq_n_s32(vshlq_s32(bytes, up), 24));
-      const float32x4_t x = vmulq_f32(vld1q_f32(in.scales + size_t{col / kBlock} * in.n_lanes + lane), a);
+      const float32x4_t x = vmulq_f32(vld1q_f32(in.scales + size_t{block} * in.n_lanes + lane), a);
       sum = vfmaq_f32(sum, vdupq_n_f32(half_to_float(word[1])), x);
     }
     vst1q_f32(y + lane, sum);

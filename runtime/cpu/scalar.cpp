@@ -27,19 +27,18 @@ uint32_t load_word(const uint8_t* line, uint32_t w) {
 void block_sums(const Matrix& m, uint32_t panel, uint32_t w, uint32_t block, const Input& in, uint32_t t,
                 int32_t* big_t, int32_t* big_m) {
   const q24::Layout& l = m.view.layout;
-  const uint32_t line_end = block * 8 + 8 < l.n_lines ? block * 8 + 8 : l.n_lines;
+  const uint32_t n_lines = m.lines_of(block);
   const uint32_t first_fine = l.n_lines - l.n_fine_lines;
   *big_t = *big_m = 0;
-  for (uint32_t line = block * 8; line < line_end; ++line) {
+  const int8_t* a = quads(in, block, n_lines, t);
+  for (uint32_t line = block * 8; line < block * 8 + n_lines; ++line) {
     Word word{load_word(m.view.base + (size_t{panel} * l.n_lines + line) * q24::kLineBytes, w), 0};
     if (line >= first_fine)
       word.lo = load_word(
           m.view.fine + (size_t{panel} * l.n_fine_lines + (line - first_fine)) * q24::kLineBytes, w);
     int32_t sum = 0;
-    for (uint32_t p = 0; p < 4; ++p) {
-      const int8_t* const a = in.a + ((size_t{line} * 4 + p) * in.n_lanes + t) * 4;
+    for (uint32_t p = 0; p < 4; ++p, a += quad_bytes(in))
       for (uint32_t j = 0; j < 4; ++j) sum += static_cast<int32_t>(word.code(p, j)) * a[j];
-    }
     const uint32_t g = line * 16 / l.shape.group;
     const uint8_t sm = m.view.scales[panel * l.scales_stride + size_t{g / 2} * 64 + w * 2 + g % 2];
     *big_t += (sm & 15) * sum;
@@ -67,8 +66,9 @@ void q24_panel(const Matrix& m, uint32_t panel, const Input& in, float* y) {
             m.view.outliers + ((size_t{panel} * l.shape.n_slots + i) * kPanelRows + w) * 2;
         const uint32_t col = slot[0];
         if (col >= l.padded_cols) continue;
-        const float x = in.scales[size_t{col / kBlock} * in.n_lanes + t] *
-                        static_cast<float>(in.a[(size_t{col / 4} * in.n_lanes + t) * 4 + col % 4]);
+        const uint32_t block = col / kBlock;
+        const int8_t* const a = quads(in, block, m.lines_of(block), t) + col % kBlock / 4 * quad_bytes(in);
+        const float x = in.scales[size_t{block} * in.n_lanes + t] * static_cast<float>(a[col % 4]);
         sum = std::fma(f16_to_float(slot[1]), x, sum);
       }
       y[size_t{q24::word_row(w)} * in.n_lanes + t] = sum;
