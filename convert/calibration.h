@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "convert/correction.h"
+#include "convert/divergence.h"
 #include "convert/forward.h"
 #include "convert/metric.h"
 #include "convert/stopwatch.h"

@@ -6,43 +6,9 @@
 #include <cstring>
 #include <span>
 
-#include "convert/factor.h"
-#include "runtime/cpu/kernels.h"
+#include "convert/forward_loops.h"
 
 namespace pith {
-
-namespace {
-
-constexpr uint32_t kTokensPerTask = 64;
-
-// Calls body(token) for every token, on all threads.
-template <typename Body>
-void for_tokens(uint32_t n_tokens, uint32_t n_threads, Body&& body) {
-  parallel_for((n_tokens + kTokensPerTask - 1) / kTokensPerTask, n_threads, [&](uint32_t task) {
-    const uint32_t end = std::min(n_tokens, (task + 1) * kTokensPerTask);
-    for (uint32_t t = task * kTokensPerTask; t < end; ++t) body(t);
-  });
-}
-
-double log_sum_exp(const float* x, size_t n) {
-  const double top = double{*std::max_element(x, x + n)};
-  double sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += double{std::exp(static_cast<float>(double{x[i]} - top))};
-  return top + std::log(sum);
-}
-
-const cpu::Kernels& kernels() {
-  static const cpu::Kernels& best = cpu::select_kernels("auto");
-  return best;
-}
-
-// y [n] += a * x [n]. Compiled for each instruction set; never fused, so that all give the same bits.
-__attribute__((target_clones("avx512f", "avx2", "default"))) void add_scaled(float* y, float a,
-                                                                             const float* x, uint32_t n) {
-  for (uint32_t i = 0; i < n; ++i) y[i] += a * x[i];
-}
-
-}  // namespace
 
 std::vector<Step> layer_steps(const ModelSpec& spec) {
   std::vector<Step> steps = {{Part::kQkv}, {Part::kAttnOut}};
@@ -73,6 +39,16 @@ bool find_step(const std::string& name, uint32_t& layer, Step& step) {
       return true;
     }
   return false;
+}
+
+const cpu::Kernels& forward_kernels() {
+  static const cpu::Kernels& best = cpu::select_kernels("auto");
+  return best;
+}
+
+__attribute__((target_clones("avx512f", "avx2", "default"))) void add_scaled(float* y, float a,
+                                                                             const float* x, uint32_t n) {
+  for (uint32_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
 Forward::Forward(const ModelSpec& spec, uint32_t window, Products products)
@@ -131,7 +107,7 @@ void Forward::normalize(const float* residual, uint32_t n_tokens, const std::vec
   }
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
     const size_t at = size_t{t} * spec_.dim;
-    kernels().rms_norm(residual + at, norm.data(), spec_.dim, spec_.norm_eps, out + at);
+    forward_kernels().rms_norm(residual + at, norm.data(), spec_.dim, spec_.norm_eps, out + at);
   });
 }
 
@@ -192,7 +168,7 @@ void Forward::add_to_residual(float* residual, uint32_t n_tokens, float* branch,
                               const std::vector<float>& post_norm) const {
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
     float* const row = branch + size_t{t} * spec_.dim;
-    if (!post_norm.empty()) kernels().rms_norm(row, post_norm.data(), spec_.dim, spec_.norm_eps, row);
+    if (!post_norm.empty()) forward_kernels().rms_norm(row, post_norm.data(), spec_.dim, spec_.norm_eps, row);
     add_scaled(residual + size_t{t} * spec_.dim, spec_.residual_scale, row, spec_.dim);
   });
 }
@@ -259,106 +235,8 @@ void Forward::gate(const float* gate_up, uint32_t n_rows, float* out) const {
   for_tokens(n_rows, n_threads_, [&](uint32_t t) {
     const float* row = gate_up + size_t{t} * 2 * spec_.ffn_padded();
     for (uint32_t i = 0; i < spec_.ffn_dim; i += kBlock)
-      kernels().gate(spec_.activation, row + 2 * i, row + 2 * i + kBlock, std::min(kBlock, spec_.ffn_dim - i),
-                     out + size_t{t} * spec_.ffn_dim + i);
-  });
-}
-
-void Forward::normalize_heads(float* qkv) const {
-  const std::vector<float>&q_norm = vector("q_norm"), &k_norm = vector("k_norm");
-  if (q_norm.empty()) return;
-  const uint32_t n = spec_.qk_norm_whole ? spec_.q_rows() : spec_.head_dim,
-                 n_k = spec_.qk_norm_whole ? spec_.kv_rows() : spec_.head_dim;
-  for (uint32_t at = 0; at < spec_.q_rows(); at += n)
-    kernels().rms_norm(qkv + at, q_norm.data(), n, spec_.norm_eps, qkv + at);
-  float* const k = qkv + spec_.q_rows();
-  for (uint32_t at = 0; at < spec_.kv_rows(); at += n_k)
-    kernels().rms_norm(k + at, k_norm.data(), n_k, spec_.norm_eps, k + at);
-}
-
-// Norms and rotation of one token's heads of q and k, in place.
-void Forward::finish_heads(float* qkv, uint32_t position) const {
-  normalize_heads(qkv);
-  const LayerSpec& layer = spec_.layers[layer_];
-  if (layer.rope_idx < 0) return;
-  const size_t rope = static_cast<size_t>(layer.rope_idx);
-  const uint32_t half = static_cast<uint32_t>(spec_.ropes[rope].inv_freq.size());
-  const size_t at = size_t{position} * half;
-  for (uint32_t head = 0; head < spec_.n_heads + spec_.n_kv_heads; ++head)  // of q, then of k
-    kernels().rope(qkv + size_t{head} * spec_.head_dim, 2 * half, cos_[rope].data() + at,
-                   sin_[rope].data() + at);
-}
-
-// One head of one query. k_columns: [head_dim, window]. v: v_stride floats from one position to the next. scores: [window].
-void Forward::attend_one(const float* q, uint32_t head, uint32_t position, const float* k_columns,
-                         const float* v, size_t v_stride, std::vector<float>& scores, float* out) const {
-  const LayerSpec& layer = spec_.layers[layer_];
-  const std::vector<float>& sinks = vector("sinks");
-  const uint32_t begin = layer.window > 0 && position + 1 > layer.window ? position + 1 - layer.window : 0;
-  const uint32_t n_seen = position + 1 - begin, head_dim = spec_.head_dim;
-  std::fill(scores.begin(), scores.end(), 0.0f);
-  float* const seen = scores.data() + begin;
-  for (uint32_t i = 0; i < head_dim; ++i)
-    add_scaled(seen, q[i] * spec_.attn_scale, k_columns + size_t{i} * window_ + begin, n_seen);
-  if (spec_.attn_softcap > 0) kernels().softcap(seen, n_seen, spec_.attn_softcap);
-  // A sink is one more position, without a value.
-  const float sink = sinks.empty() ? -INFINITY : sinks[head];
-  const float top = std::max(sink, *std::max_element(seen, seen + n_seen));
-  float sum = std::exp(sink - top);
-  for (uint32_t j = 0; j < n_seen; ++j) sum += seen[j] = std::exp(seen[j] - top);
-  std::fill_n(out, head_dim, 0.0f);
-  for (uint32_t j = 0; j < n_seen; ++j) add_scaled(out, seen[j] / sum, v + (begin + j) * v_stride, head_dim);
-}
-
-// qkv: [n_tokens, q + 2 kv rows], in ruins afterwards. out: [n_tokens, q rows]. Every window on its own, causal.
-void Forward::attend(float* qkv, uint32_t n_tokens, float* out) const {
-  const uint32_t head_dim = spec_.head_dim, q_rows = spec_.q_rows(), kv_rows = spec_.kv_rows();
-  const size_t stride = q_rows + 2 * kv_rows;
-  for_tokens(n_tokens, n_threads_, [&](uint32_t t) { finish_heads(qkv + t * stride, t % window_); });
-  parallel_for(n_tokens / window_ * spec_.n_heads, n_threads_, [&](uint32_t task) {
-    const uint32_t head = task % spec_.n_heads, kv_head = head / (spec_.n_heads / spec_.n_kv_heads);
-    const size_t first = size_t{task / spec_.n_heads} * window_;
-    const float* const base = qkv + first * stride;
-    const float* const k = base + q_rows + size_t{kv_head} * head_dim;
-    std::vector<float> k_columns(size_t{head_dim} * window_), scores(window_);
-    for (uint32_t p = 0; p < window_; ++p)
-      for (uint32_t i = 0; i < head_dim; ++i) k_columns[size_t{i} * window_ + p] = k[p * stride + i];
-    for (uint32_t p = 0; p < window_; ++p)
-      attend_one(base + p * stride + size_t{head} * head_dim, head, p, k_columns.data(), k + kv_rows, stride,
-                 scores, out + (first + p) * q_rows + size_t{head} * head_dim);
-  });
-}
-
-void Forward::begin_texts(uint32_t n_texts, Stream& stream) const {
-  stream.positions.assign(n_texts, 0);
-  stream.past.resize(spec_.n_layers);
-  for (std::vector<float>& layer : stream.past)
-    layer.assign(size_t{n_texts} * 2 * spec_.kv_rows() * window_, 0);
-}
-
-// Tokens first, first + 1, ... of the stream, each the last of its text, which their keys and values are added to.
-void Forward::attend_past(float* qkv, uint32_t first, uint32_t n_tokens, Stream& stream, float* out) const {
-  const uint32_t head_dim = spec_.head_dim, q_rows = spec_.q_rows(), kv_rows = spec_.kv_rows();
-  const size_t stride = q_rows + 2 * kv_rows, kv_size = size_t{kv_rows} * window_;
-  float* const past = stream.past[layer_].data() + first * 2 * kv_size;
-  const uint32_t* const positions = stream.positions.data() + first;
-  for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
-    float *const row = qkv + t * stride, *const k =
-                                             past +
-                                             t * 2 * kv_size;  // [kv rows, window], v [window, kv rows]
-    finish_heads(row, positions[t]);
-    for (uint32_t i = 0; i < kv_rows; ++i) k[size_t{i} * window_ + positions[t]] = row[q_rows + i];
-    std::copy_n(row + q_rows + kv_rows, kv_rows, k + kv_size + size_t{positions[t]} * kv_rows);
-  });
-  parallel_for(n_tokens, n_threads_, [&](uint32_t t) {
-    std::vector<float> scores(window_);
-    for (uint32_t head = 0; head < spec_.n_heads; ++head) {
-      const size_t kv_head = head / (spec_.n_heads / spec_.n_kv_heads);
-      const float* const k = past + t * 2 * kv_size;
-      attend_one(qkv + t * stride + size_t{head} * head_dim, head, positions[t],
-                 k + kv_head * head_dim * window_, k + kv_size + kv_head * head_dim, kv_rows, scores,
-                 out + size_t{t} * q_rows + size_t{head} * head_dim);
-    }
+      forward_kernels().gate(spec_.activation, row + 2 * i, row + 2 * i + kBlock,
+                             std::min(kBlock, spec_.ffn_dim - i), out + size_t{t} * spec_.ffn_dim + i);
   });
 }
 
@@ -375,40 +253,9 @@ void Forward::logits(const float* residual, uint32_t n_tokens, const std::vector
                                     for (uint32_t i = 0; i < spec_.vocab_size; ++i)
                                       row[i] = from[i] * spec_.logit_scale;
                                     if (spec_.logit_softcap > 0)
-                                      kernels().softcap(row, spec_.vocab_size, spec_.logit_softcap);
+                                      forward_kernels().softcap(row, spec_.vocab_size, spec_.logit_softcap);
                                   });
                                 });
-}
-
-void log_probabilities(std::vector<float>& logits, uint32_t vocab, uint32_t n_threads) {
-  parallel_for(static_cast<uint32_t>(logits.size() / vocab), n_threads, [&](uint32_t t) {
-    float* const row = logits.data() + size_t{t} * vocab;
-    const double log_sum = log_sum_exp(row, vocab);
-    for (uint32_t i = 0; i < vocab; ++i) row[i] = static_cast<float>(double{row[i]} - log_sum);
-  });
-}
-
-void add_divergence(const std::vector<float>& log_p, const std::vector<float>& q_rows, uint32_t vocab,
-                    const int32_t* next, uint32_t n_threads, Divergence& sums) {
-  const uint32_t n = static_cast<uint32_t>(log_p.size() / vocab) - 1;
-  struct Row {
-    double kl, nll_p, nll_q;
-  };
-  std::vector<Row> rows(n);
-  parallel_for(n, n_threads, [&](uint32_t t) {
-    const float *p = log_p.data() + size_t{t} * vocab, *q = q_rows.data() + size_t{t} * vocab;
-    const double log_q = log_sum_exp(q, vocab);
-    const size_t id = static_cast<size_t>(next[t]);
-    double kl = 0;
-    for (size_t i = 0; i < vocab; ++i) kl += double{std::exp(p[i])} * (double{p[i]} - (double{q[i]} - log_q));
-    rows[t] = {kl, -double{p[id]}, log_q - double{q[id]}};
-  });
-  for (const Row& row : rows) {
-    sums.kl += row.kl;
-    sums.nll_p += row.nll_p;
-    sums.nll_q += row.nll_q;
-  }
-  sums.n_tokens += n;
 }
 
 }  // namespace pith

@@ -1,4 +1,5 @@
 // The decoder block in float32 over the windows of a text, one matrix at a time: what calibration runs a checkpoint with.
+// Attention is in forward_attention.cpp.
 //
 // The runtime's decoder runs a finished container; here a layer's matrices come one after another, some of them still
 // floats and some already quantized, several streams of activations go through the same layer side by side, and the
@@ -106,16 +107,5 @@ class Forward {
   LayerVectors vectors_;
   std::vector<std::vector<float>> cos_, sin_;  // per rope: [window, rotary_dim / 2]
 };
-
-// Mean KL(p || q) in nats over rows of logits, and the mean NLL of `next` under each.
-struct Divergence {
-  double kl = 0, nll_p = 0, nll_q = 0;  // sums
-  uint64_t n_tokens = 0;
-};
-// log_p: [n_tokens, vocab], log_probabilities of logits. q: logits, likewise. next: [n_tokens - 1], of all rows but the
-// last, which is not counted.
-void log_probabilities(std::vector<float>& logits, uint32_t vocab, uint32_t n_threads);  // in place
-void add_divergence(const std::vector<float>& log_p, const std::vector<float>& q, uint32_t vocab,
-                    const int32_t* next, uint32_t n_threads, Divergence& sums);
 
 }  // namespace pith

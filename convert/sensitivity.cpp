@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "convert/divergence.h"
 #include "convert/gemm.h"
 #include "convert/quantizer_columns.h"
 

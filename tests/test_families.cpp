@@ -7,6 +7,7 @@
 
 #include "convert/checkpoint.h"
 #include "convert/converter.h"
+#include "convert/divergence.h"
 #include "convert/forward.h"
 #include "convert/gpu/products.h"
 #include "family_checkpoint.h"
