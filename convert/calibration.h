@@ -35,7 +35,7 @@ struct CalibrationTokens {
   uint32_t n_windows() const { return static_cast<uint32_t>(ids.size() / window); }
 };
 constexpr uint32_t kMinCalibrationTokens = 512;
-// Texts as ids. Throws Error(kInvalidArgument): not UTF-8.
+// Texts, in UTF-8, as ids.
 std::vector<std::vector<int32_t>> encode_texts(const std::vector<std::string>& texts,
                                                const Tokenizer& tokenizer);
 // Texts take turns, a window each. first_id: of every window; -1: none. Throws Error(kInvalidArgument): fewer than

@@ -15,6 +15,7 @@
 #include "convert/self_tokens.h"
 #include "format/checksum.h"
 #include "format/error.h"
+#include "format/utf8.h"
 
 namespace pith {
 
@@ -149,6 +150,8 @@ std::vector<std::vector<int32_t>> Conversion::calibration_texts(const Tokenizer&
     if (source == kSelfText) continue;
     texts.push_back(source == kBuiltinText ? std::string(builtin_calibration_text())
                                            : read_text_file(source, kMaxCalibrationBytes));
+    if (!is_valid_utf8(texts.back()))
+      throw_error(ErrorCode::kInvalidArgument, "{}: not UTF-8, expected text to calibrate on", source);
   }
   std::vector<std::vector<int32_t>> encoded = encode_texts(texts, tokenizer);
   if (texts.size() == sources.size()) return encoded;

@@ -196,6 +196,8 @@ void Forward::route(Stream& stream) const {
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
     float* const row = logits.data() + size_t{t} * n;
     for (size_t e = 0; e < bias.size(); ++e) row[e] += bias[e];
+    for (uint32_t e = 0; e < n; ++e)  // what is no number counts as the smallest one
+      if (!(row[e] > -3e38f)) row[e] = -3e38f;
     const float top = *std::max_element(row, row + n);
     float all = 0, sum = 0;
     for (uint32_t e = 0; e < n; ++e) all += std::exp(row[e] - top);

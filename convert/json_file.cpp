@@ -67,6 +67,10 @@ class LimitHandler : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace
 
 std::string read_text_file(const std::string& path, uint64_t max_bytes) {
+  struct stat status;
+  if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode))  // its size is asked for below
+    throw_error(ErrorCode::kIo, "{}: {}, expected a file", path,
+                S_ISDIR(status.st_mode) ? "a folder" : "not a regular file");
   std::ifstream stream(path, std::ios::binary | std::ios::ate);
   if (!stream) throw_error(ErrorCode::kIo, "{}: cannot open: {}", path, std::strerror(errno));
   const std::streamoff size = stream.tellg();

@@ -216,6 +216,9 @@ void synth(const SynthOptions& options) {
     throw_error(ErrorCode::kInvalidArgument, "--bits {}: the lowest that shape {} can reach is {:.3f}",
                 options.bits, options.shape, total_bits(layers));
 
+  if (options.embed_bits != 4 && options.embed_bits != 16)
+    throw_error(ErrorCode::kInvalidArgument, "--embed-bits {}, expected 4 or 16", options.embed_bits);
+
   Metadata metadata;
   store_spec(spec, metadata);
   store_tokenizer(spec.vocab_size, metadata);

@@ -96,6 +96,7 @@ File& File::operator=(File&& other) noexcept {
 uint64_t File::size_bytes() const {
   struct stat st;
   if (io_->fstat(fd_, &st) != 0) throw_io(path_, "read the size", errno);
+  if (S_ISDIR(st.st_mode)) throw_error(ErrorCode::kIo, "{}: a folder, expected a file", path_);
   if (!S_ISREG(st.st_mode)) throw_error(ErrorCode::kIo, "{}: not a regular file", path_);
   return static_cast<uint64_t>(st.st_size);
 }

@@ -57,6 +57,7 @@ struct Writer::Impl {
 };
 
 void Writer::Impl::start(uint64_t job) {
+  if (path.empty()) throw_error(ErrorCode::kInvalidArgument, "the output has no name, expected a file");
   struct stat target;
   if (io.stat(path.c_str(), &target) == 0 && !S_ISREG(target.st_mode))
     throw_error(ErrorCode::kIo, "{}: exists and is not a regular file", path);

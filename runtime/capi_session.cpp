@@ -77,14 +77,20 @@ void need_logits(const pith_session& s) {
     throw_error(ErrorCode::kInvalidArgument, "no logits: call pith_sync with at least one id first");
 }
 
-// Returns how many ids were in the cache. What was drawn stays for the timeline that it was drawn for.
+// Returns how many ids were in the cache. What was drawn stays for the timeline that it was drawn for, also where this throws.
 uint32_t sync_to(pith_session& s, std::span<const int32_t> ids) {
-  const std::vector<int32_t>& tokens = s.session.tokens();
-  const bool is_same = std::equal(ids.begin(), ids.end(), tokens.begin(), tokens.end());
-  const int32_t drawn = std::exchange(s.drawn, -1);
-  const uint32_t n_reused = s.session.sync(ids);
-  if (is_same) s.drawn = drawn;
-  return n_reused;
+  const std::vector<int32_t> before = s.session.tokens();
+  const auto forget_if_changed = [&] {
+    if (s.session.tokens() != before) s.drawn = -1;
+  };
+  try {
+    const uint32_t n_reused = s.session.sync(ids);
+    forget_if_changed();
+    return n_reused;
+  } catch (...) {
+    forget_if_changed();
+    throw;
+  }
 }
 
 // The next token: the one that an interrupted call drew and did not append, or a new one.

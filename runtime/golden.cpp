@@ -119,6 +119,12 @@ void store_golden_logits(Metadata& metadata, const std::shared_ptr<const Model>&
   Session session(model, options);
   session.sync(prompt);
   const std::span<const float> logits = session.logits();
+  for (size_t i = 0; i < logits.size(); ++i)
+    if (!std::isfinite(logits[i]))
+      throw_error(ErrorCode::kFormat,
+                  "the model's logits for '{}' are no finite numbers: token {} has {} (--allow-nonfinite "
+                  "takes it as it is)",
+                  kTexts[0], i, logits[i]);
   std::vector<uint32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0u);
   const size_t n = std::min(kTopLogits, order.size());

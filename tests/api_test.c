@@ -250,6 +250,8 @@ static void interrupted_twice(const pith_model* model) {
   CHECK(pith_step(session, &drawn) == PITH_E_INTERRUPTED && drawn == -1);
   OK(pith_tokens(session, NULL, 0, &n_after));
   CHECK(n_before == n_after);
+  id = -5;
+  CHECK(pith_sync(session, &id, 1) == PITH_E_INVALID);
   OK(pith_step(session, &drawn));
   CHECK(drawn == expected);
   id = -5;

@@ -426,7 +426,7 @@ TEST_CASE("what is no readable regular file is an I/O error that names the path"
   for (const auto access : {Container::Access::kMap, Container::Access::kRead}) {
     CHECK_THROWS_WITH(Container::open(folder / "absent", access),
                       (folder / "absent") + ": cannot open: No such file or directory");
-    CHECK_THROWS_WITH(Container::open(folder.path(), access), folder.path() + ": not a regular file");
+    CHECK_THROWS_WITH(Container::open(folder.path(), access), folder.path() + ": a folder, expected a file");
     CHECK_THROWS_WITH(Container::open(folder / "empty", access),
                       (folder / "empty") + ": 0 bytes, expected at least a header of 128");
   }

@@ -97,12 +97,18 @@ class Chat {
   }
 
   void ask(const std::string& question) {
+    reply_to([&] { return conversation_.ask(question); });
+  }
+
+  // ask_model: a turn of the conversation.
+  template <typename AskModel>
+  void reply_to(AskModel&& ask_model) {
     replying = session_;
     try {
       while (true) {
         take_interrupt();
         try {
-          reply_ = conversation_.ask(question);
+          reply_ = ask_model();
           break;
         } catch (const Error& error) {
           // Ctrl-C that came as the last reply ended stops "the next call": not this one.
@@ -232,7 +238,7 @@ class Chat {
       throw_error(ErrorCode::kInvalidArgument, "/retry: there is no question yet");
     if (get(session_, "temp") == "0")
       print_note("[temp is 0: the same reply again; /set temp 0.7 for another]");
-    ask(conversation_.undo());
+    reply_to([&] { return conversation_.ask_again(); });
   }
 
   void forget(const std::string& text) {
@@ -386,7 +392,10 @@ void add_chat(CLI::App& root, Action& action) {
   app->add_option("--system", options->system, "System message")->type_name("TEXT");
   CLI::Option* const once =
       app->add_option("--once", options->once, "Answer one question and exit")->type_name("TEXT");
-  options->flags.add(*app, "-n,--tokens", "max_tokens", "At most N tokens a reply")->type_name("N");
+  options->flags
+      .add(*app, "-n,--tokens", "max_tokens",
+           "At most N tokens a reply (default and 0: until the model ends)")
+      ->type_name("N");
   options->flags.add_sampling(*app);
   options->flags.add_session(*app);
   app->footer(

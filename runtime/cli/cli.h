@@ -56,6 +56,9 @@ double parse_bits(const std::string& text);
 // The whole of a file, or of standard input for "-". Throws kIo naming path and cause.
 std::string read_text(const std::string& path);
 
+// For texts that the C API takes as strings. what: "the message". Throws kInvalidArgument naming it and where the byte is.
+void refuse_nul(std::string_view text, const std::string& what);
+
 // "1.50 GB", "3.2 MB": powers of 1000.
 std::string human_bytes(uint64_t n_bytes);
 

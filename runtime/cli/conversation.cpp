@@ -23,7 +23,10 @@ nlohmann::json parse_conversation(const std::string& path) {
 std::string text_of(const nlohmann::json& object, const char* key, const std::string& path) {
   if (!object.is_object() || !object.contains(key) || !object[key].is_string())
     throw_error(ErrorCode::kFormat, "{}: '{}' is missing or not a string", path, key);
-  return object[key].get<std::string>();
+  std::string text = object[key].get<std::string>();
+  if (const size_t at = text.find('\0'); at != text.npos)
+    throw_error(ErrorCode::kFormat, "{}: byte {} of '{}' is 0, expected text", path, at, key);
+  return text;
 }
 
 void write_private(const std::string& path, const std::string& text) {
@@ -58,12 +61,13 @@ std::vector<int32_t> Conversation::joined_with(const std::string& text) const {
 }
 
 pith_reply Conversation::ask(const std::string& text) {
+  refuse_nul(text, "the message");
   const std::vector<pith_message> messages = messages_with(text);
   const std::vector<int32_t> ids = has_template_ ? render(model_, messages) : joined_with(text);
   if (ids.size() >= n_ctx_)
-    throw_error(ErrorCode::kContextFull,
-                "the conversation has {} tokens, the context {}: /forget or /undo makes room", ids.size(),
-                n_ctx_);
+    throw_error(ErrorCode::kContextFull, "the {} has {} tokens, the context {}: {}",
+                turns_.empty() ? "message" : "conversation", ids.size(), n_ctx_,
+                turns_.empty() ? "--ctx takes more" : "/forget or /undo makes room");
   ReplyWriter writer;
   pith_reply reply{};
   reply.size = sizeof reply;
@@ -77,6 +81,17 @@ pith_reply Conversation::ask(const std::string& text) {
   writer.finish();
   turns_.push_back({text, writer.text()});
   return reply;
+}
+
+pith_reply Conversation::ask_again() {
+  Turn last = std::move(turns_.back());
+  turns_.pop_back();
+  try {
+    return ask(last.user);
+  } catch (...) {
+    turns_.push_back(std::move(last));
+    throw;
+  }
 }
 
 std::string Conversation::undo() {

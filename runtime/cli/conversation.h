@@ -25,6 +25,8 @@ class Conversation {
   // One turn; the reply streams to standard output. Throws Error: kContextFull when the conversation leaves no room
   // (with both numbers), kInterrupted before the first token. The turn is then not part of the conversation.
   pith_reply ask(const std::string& text);
+  // The last question once more, for another reply; there must be one. On an Error the turn is as it was.
+  pith_reply ask_again();
   // Takes the last turn away and returns its question; "" when there is none.
   std::string undo();
   // Takes the n oldest turns away; returns how many there were to take.

@@ -112,18 +112,19 @@ void add_convert(CLI::App& root, Action& action) {
                   "Embedding and head below 16 bits: 4 or 16 (4)")
       ->type_name("B")
       ->check(CLI::IsMember({4, 16}));
-  app->add_option(
-         "--calib", command->options.calibration_files,
-         "Texts to calibrate on below 16 bits: files, builtin, self (what the model writes itself). Default: "
-         "builtin, with self below 1.6 billion weights")
-      ->type_name("FILE")
-      ->expected(1, -1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  CLI::Option* const texts = app->add_option("--calib", command->options.calibration_files,
+                                             "Texts to calibrate on below 16 bits: files, builtin, self "
+                                             "(what the model writes itself). Default: "
+                                             "builtin, with self below 1.6 billion weights")
+                                 ->type_name("FILE")
+                                 ->expected(1, -1)
+                                 ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app->add_option("--calib-tokens", command->options.calibration_tokens,
                   "At most N tokens of them (default: by effort and width)")
       ->type_name("N");
   app->add_flag_callback(
-      "--no-calib", [command] { command->options.calibrate = false; }, "Quantize without calibration");
+         "--no-calib", [command] { command->options.calibrate = false; }, "Quantize without calibration")
+      ->excludes(texts);
   app->add_option("--device", command->options.device,
                   "Where calibration multiplies: auto (a GPU where there is one), cpu, cuda or cuda:N")
       ->type_name("NAME");

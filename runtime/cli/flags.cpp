@@ -101,6 +101,11 @@ std::string read_text(const std::string& path) {
   return text;
 }
 
+void refuse_nul(std::string_view text, const std::string& what) {
+  if (const size_t at = text.find('\0'); at != text.npos)
+    throw_error(ErrorCode::kInvalidArgument, "{}: byte {} is 0, expected text", what, at);
+}
+
 std::string human_bytes(uint64_t n_bytes) {
   const double n = static_cast<double>(n_bytes);
   if (n >= 1e9) return fmt::format("{:.2f} GB", n / 1e9);

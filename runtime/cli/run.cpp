@@ -34,6 +34,7 @@ int run(const RunOptions& options) {
   pith_reply reply{};
   reply.size = sizeof reply;
   if (options.chat) {
+    refuse_nul(prompt, "the prompt");
     std::vector<pith_message> messages;
     if (!options.system.empty()) messages.push_back({"system", options.system.c_str()});
     messages.push_back({"user", prompt.c_str()});
@@ -65,7 +66,8 @@ void add_run(CLI::App& root, Action& action) {
   app->add_option("-f,--file", options->prompt_file, "Read the prompt from a file, - is standard input")
       ->type_name("FILE")
       ->excludes(prompt);
-  options->flags.add(*app, "-n,--tokens", "max_tokens", "At most N tokens (default: until the model ends)")
+  options->flags
+      .add(*app, "-n,--tokens", "max_tokens", "At most N tokens (default and 0: until the model ends)")
       ->type_name("N");
   CLI::Option* const chat =
       app->add_flag("--chat", options->chat, "The prompt is a user's message: use the model's chat template");

@@ -5,10 +5,20 @@
 
 namespace pith::cpu {
 
+namespace {
+
+constexpr float kLowestLogit = -3e38f;
+
+}  // namespace
+
 // The n_active_experts largest logits of a token (the lower index where equal), with their shares, experts ascending.
 void CpuBackend::choose_experts(uint32_t token) {
   float* const logits = scratch_.router + size_t{token} * spec_.n_experts;
   Scratch::Chosen* const chosen = scratch_.slot_of + size_t{token} * spec_.n_active_experts;
+  // What is no number counts as the smallest one: experts are n_active different ones whatever a file holds, as the rows that
+  // `slots` has room for.
+  for (uint32_t e = 0; e < spec_.n_experts; ++e)
+    if (!(logits[e] > kLowestLogit)) logits[e] = kLowestLogit;
   const float top = *std::max_element(logits, logits + spec_.n_experts);
   float all = 0;
   for (uint32_t e = 0; e < spec_.n_experts; ++e) all += std::exp(logits[e] - top);

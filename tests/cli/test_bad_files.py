@@ -23,7 +23,8 @@ class DamagedModels(CliTest):
 
     def test_a_folder_is_not_a_model(self):
         for command in ("inspect", "verify", "plan"):
-            self.fails(pith(command, self.folder), 1, self.folder)
+            self.fails(pith(command, self.folder), 1, self.folder, "a folder")
+        self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--calib", self.folder), 1, "a folder")
 
     def test_other_files_are_not_models(self):
         for content in (b"", b"x", b"GGUF" + bytes(1000), bytes(4096), os.urandom(100000)):
@@ -78,7 +79,14 @@ class DamagedCheckpoints(CliTest):
             self.fails(pith("convert", source, "-o", self.folder / "x.pith"), 1, source, why)
         self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_a_router_without_numbers_chooses_experts_that_there_is_room_for(self):
+        self.fails(self.convert("huge-norm", "--bits", "16"), 1, "finite")  # what it makes of finite weights is not
+        self.ok(self.convert("nan-router", "--bits", "16", "--allow-nonfinite"))
+        for words in (["--chunk", "2"], ["--kernels", "scalar"]):
+            self.ok(pith("run", self.folder / "out" / "x.pith", "-p", "many words " * 30, "-n", "2", *words))
+
     def test_an_unwritable_output_is_refused(self):
+        self.fails(pith("convert", self.models.checkpoint, "-o", ""), 2, "no name")
         for path in ("/nonexistent/x.pith", self.folder, "/proc/x.pith"):
             self.fails(pith("convert", self.models.checkpoint, "-o", path), 1, path)
         self.assertEqual(list(self.folder.iterdir()), [])

@@ -114,9 +114,14 @@ class ScriptedChat(CliTest):
         self.assertEqual(path.read_bytes(), b"precious")
         self.assertEqual(self.chat("Hello?\n/save /nonexistent/x\n").code, 1)
 
+    def test_a_zero_byte_does_not_cut_a_message(self):
+        self.fails(self.chat("Hello\0What is pith?\n"), 2, "byte 5 is 0")
+        self.fails(pith("run", self.models.full, "--chat", stdin=b"Hello\0What is pith?"), 2, "byte 5 is 0")
+
     def test_a_damaged_conversation_is_refused(self):
         for content in (b"", b"{", b"[]", b'{"pith_chat": 1}', b'{"pith_chat": 1, "turns": [{"user": 3}]}',
-                        b'{"pith_chat": 2, "turns": []}', b"[" * 100000):
+                        b'{"pith_chat": 2, "turns": []}', b"[" * 100000,
+                        b'{"pith_chat": 1, "model": "", "system": "a\\u0000b", "turns": []}'):
             path = self.folder / "x.json"
             path.write_bytes(content)
             self.fails(self.chat(f"/load {path}\n"), 1, path)
@@ -204,6 +209,17 @@ class Terminal(CliTest):
         self.start(self.models.full)
         self.type("\x04")
         self.assertEqual(self.exit_code(), 0)
+
+    def test_a_retry_that_fails_leaves_the_turn(self):
+        path = self.folder / "long.json"
+        path.write_text(json.dumps({"pith_chat": 1, "model": "", "system": "",
+                                    "turns": [{"user": "word " * 40, "assistant": "Yes."}]}))
+        self.start(self.models.full, "--ctx", "64")
+        self.expect(r"> ")
+        self.type(f"/load {path}\n/retry\n")
+        self.expect(r"the context 64")
+        self.type("/stats\n")
+        self.expect(r"64 tokens, 1 turn\r?\n")
 
     def test_pasted_lines_are_one_question(self):
         self.start(self.models.full, "-n", "2", "--temp", "0")

@@ -12,7 +12,8 @@ TEMPLATE = ("{{ bos_token }}{% for message in messages %}{{ '<|' + message['role
             "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 # name of a defect -> what it does is in write()
 BREAKS = ["truncated-shard", "wrong-dtype", "missing-tensor", "vocabulary", "architecture", "nan", "unknown-key",
-          "no-template"]
+          "no-template", "nan-router", "huge-norm"]  # the last two of a mixture of experts
+EXPERTS, ACTIVE_EXPERTS = 8, 4
 
 
 def byte_alphabet():
@@ -40,7 +41,7 @@ def tokenizer():
                       "merges": []}}
 
 
-def tensors(n_vocab):
+def tensors(n_vocab, is_mixture=False):
     rng = random.Random(1)
     head = DIM // HEADS
 
@@ -60,6 +61,13 @@ def tensors(n_vocab):
         yield p + "self_attn.v_proj.weight", *matrix(KV_HEADS * head, DIM)
         yield p + "self_attn.o_proj.weight", *matrix(DIM, HEADS * head)
         yield p + "post_attention_layernorm.weight", *norm()
+        if is_mixture:
+            yield p + "block_sparse_moe.gate.weight", *matrix(EXPERTS, DIM)
+            for e in range(EXPERTS):
+                yield p + f"block_sparse_moe.experts.{e}.w1.weight", *matrix(FFN, DIM)
+                yield p + f"block_sparse_moe.experts.{e}.w3.weight", *matrix(FFN, DIM)
+                yield p + f"block_sparse_moe.experts.{e}.w2.weight", *matrix(DIM, FFN)
+            continue
         yield p + "mlp.gate_proj.weight", *matrix(FFN, DIM)
         yield p + "mlp.up_proj.weight", *matrix(FFN, DIM)
         yield p + "mlp.down_proj.weight", *matrix(DIM, FFN)
@@ -86,8 +94,16 @@ def write(folder, defect=None):
         config["warp_factor"] = 9
     if defect == "vocabulary":
         tok["model"]["vocab"]["zzzz"] = n_vocab + 7
+    is_mixture = defect in ("nan-router", "huge-norm")
+    if is_mixture:
+        config.update(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=EXPERTS,
+                      num_experts_per_tok=ACTIVE_EXPERTS)
     header, blob = {}, b""
-    for name, shape, values in tensors(n_vocab):
+    for name, shape, values in tensors(n_vocab, is_mixture):
+        if defect == "nan-router" and name.endswith("block_sparse_moe.gate.weight"):
+            values = [float("nan")] * len(values)
+        if defect == "huge-norm" and name == "model.layers.0.input_layernorm.weight":
+            values = [3e38] * len(values)
         if defect == "missing-tensor" and name == "model.layers.1.mlp.up_proj.weight":
             continue
         if defect == "nan" and name == "model.layers.1.self_attn.q_proj.weight":
