@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <memory>
 
+#include "convert/available_memory.h"
 #include "convert/budget.h"
 #include "convert/calibration_text.h"
 #include "convert/json_file.h"
@@ -29,16 +29,6 @@ constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be rea
 constexpr float kMaxWeight = 1e9f;
 // The head's metric: what it sees, and this share of the plain one, for a tied embedding and for what the sample missed.
 constexpr double kHeadIdentity = 1;
-
-// What the system has for us without paging out others, swap included; no limit where it does not say.
-uint64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  uint64_t kilobytes = 0;
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("MemAvailable:") || line.starts_with("SwapFree:"))
-      kilobytes += std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10);
-  return kilobytes > 0 ? kilobytes * 1024 : UINT64_MAX;
-}
 
 struct EffortFigures {
   uint32_t calibration_tokens, descent_rounds;

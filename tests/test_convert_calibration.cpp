@@ -2,8 +2,10 @@
 #include <cmath>
 #include <set>
 
+#include "convert/available_memory.h"
 #include "convert/calibration.h"
 #include "tests/convert_cases.h"
+#include "tests/format_samples.h"
 
 using namespace pith;
 using namespace pith::test;
@@ -38,6 +40,34 @@ TEST_CASE("calibration lowers the error that counts and needs a text that serves
     std::ofstream(text, std::ios::binary) << content;
     CHECK_THAT(failure(checkpoint, options), Contains(message));
   }
+}
+
+TEST_CASE("memory is what the system has, and what a container may take of it") {
+  const TempFolder folder;
+  const auto put = [&](const std::string& path, const std::string& text) {
+    const std::filesystem::path file = folder.path() + path;
+    std::filesystem::create_directories(file.parent_path());
+    std::ofstream(file) << text;
+  };
+  CHECK(available_memory(folder.path()) == UINT64_MAX);
+  put("/proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\nSwapFree: 1000 kB\n");
+  CHECK(available_memory(folder.path()) == 9000 * 1024);
+  put("/proc/self/cgroup", "0::/outer/inner\n");
+  put("/sys/fs/cgroup/outer/inner/memory.max", "max\n");
+  put("/sys/fs/cgroup/outer/inner/memory.current", "300000\n");
+  CHECK(available_memory(folder.path()) == 9000 * 1024);
+  put("/sys/fs/cgroup/outer/memory.max", "5000000\n");
+  put("/sys/fs/cgroup/outer/memory.current", "1000000\n");
+  put("/sys/fs/cgroup/outer/memory.stat", "anon 600000\ninactive_file 400000\n");
+  CHECK(available_memory(folder.path()) == 4400000);
+  put("/sys/fs/cgroup/memory.max", "200000\n");  // as a container sees its own group
+  put("/sys/fs/cgroup/memory.current", "300000\n");
+  CHECK(available_memory(folder.path()) == 0);
+  put("/proc/self/cgroup", "11:cpu:/x\n9:memory:/docker/ab\n0::\nnonsense\n");
+  CHECK(available_memory(folder.path()) == 9000 * 1024);
+  put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "700000\n");
+  put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "100000\n");
+  CHECK(available_memory(folder.path()) == 600000);
 }
 
 TEST_CASE("a model calibrates on what it writes itself, the same for any number of threads") {

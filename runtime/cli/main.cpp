@@ -57,9 +57,9 @@ std::string explain(const CLI::App& root, const std::vector<std::string>& words,
                        suggestion(words[0], command_names(root)));
   const std::vector<std::string> known = option_names(app);
   for (const std::string& word : words) {
-    if (word.size() < 2 || word[0] != '-' || word == "--" ||
+    if (word.size() < 2 || word[0] != '-' || word == "--" || word.find(' ') != word.npos ||
         std::isdigit(static_cast<unsigned char>(word[1])))
-      continue;
+      continue;  // what has a space in it is a prompt
     const std::string name = word.substr(0, word.find('='));
     const bool exists = std::any_of(known.begin(), known.end(), [&](const std::string& option) {
       return name == option || (option.size() == 2 && name.starts_with(option));
