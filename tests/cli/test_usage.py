@@ -33,6 +33,8 @@ class Usage(CliTest):
         self.fails(pith("run", self.models.full, "--tmep", "0.5", "-p", "x"), 2, "'--tmep'", "'--temp'")
         self.fails(pith("run", "--tmep=0.5", self.models.full), 2, "'--tmep'", "'--temp'")
         self.fails(pith("help", "chta"), 2, "'chat'")
+        self.fails(pith("run", self.models.full, "-p", "- an item", "--tmep", "0"), 2, "'--tmep'")
+        self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--calib", "x", "--no-calib"), 2, "--calib")
 
     def test_a_missing_argument_is_a_usage_error(self):
         for words in (["run"], ["chat"], ["eval", self.models.full], ["convert", "x"], ["inspect"], ["verify"]):
