@@ -51,7 +51,8 @@ HeaderRecord parse_header(std::span<const uint8_t> bytes) {
     if (std::all_of(head.begin(), head.end(), [](uint8_t b) { return b == 0; }))
       throw_error(ErrorCode::kFormat, "an unfinished file: its header was never written");
     if (std::memcmp(head.data(), "GGUF", 4) == 0)
-      throw_error(ErrorCode::kFormat, "a GGUF file, expected a pith file (of a checkpoint in safetensors)");
+      throw_error(ErrorCode::kFormat,
+                  "a GGUF file, expected a pith file: `pith convert` makes one of a checkpoint");
     throw_error(ErrorCode::kFormat, "not a pith file: the magic bytes differ");
   }
   if (h.major != kMajor)
