@@ -363,7 +363,7 @@ int run(const ChatOptions& options) {
   if (options.has_once && trimmed(options.once).empty())
     throw_error(ErrorCode::kInvalidArgument, "--once: the question is empty");
   const ModelHandle model = open_model(options.file, options.flags.mmap());
-  const SessionHandle session = open_session(model, options.flags.options());
+  const SessionHandle session = open_session(model, options.flags);
   Chat chat(model, session);
   if (!chat.conversation().has_template()) {
     if (!options.system.empty())

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "format/error.h"
 #include "runtime/session.h"
 
 namespace pith::cli {
@@ -42,11 +43,14 @@ class SessionFlags {
   void set(const std::string& key, const std::string& value);
   std::vector<const char*> options() const;  // key, value, ..., nullptr; valid while *this is unchanged
   SessionOptions session_options() const;    // for commands that use the C++ classes; ignores sampling
-  bool mmap() const { return mmap_; }        // false: the file is read into memory
+  // An error of the library that names one of its keys, with the flag that was typed in the key's place.
+  Error in_flags(const Error& error) const;
+  bool mmap() const { return mmap_; }  // false: the file is read into memory
   Container::Access access() const { return mmap_ ? Container::Access::kMap : Container::Access::kRead; }
 
  private:
   std::vector<std::pair<std::string, std::string>> values_;
+  std::vector<std::pair<std::string, std::string>> names_;  // key, "--flag"
   bool mmap_ = true;
 };
 

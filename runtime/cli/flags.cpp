@@ -15,6 +15,7 @@ namespace pith::cli {
 
 CLI::Option* SessionFlags::add(CLI::App& app, const std::string& flags, const char* key,
                                const std::string& help) {
+  names_.emplace_back(key, flags.substr(flags.find("--")));
   return app.add_option_function<std::string>(
       flags, [this, key](const std::string& value) { set(key, value); }, help);
 }
@@ -69,8 +70,21 @@ std::vector<const char*> SessionFlags::options() const {
 
 SessionOptions SessionFlags::session_options() const {
   SessionOptions options;
-  for (const auto& [key, value] : values_) capi::set_session_option(options, key, value);
+  try {
+    for (const auto& [key, value] : values_) capi::set_session_option(options, key, value);
+  } catch (const Error& error) {
+    throw in_flags(error);
+  }
   return options;
+}
+
+Error SessionFlags::in_flags(const Error& error) const {
+  const std::string_view message = error.what();
+  for (const auto& [key, flag] : names_)
+    for (const std::string& begin : {fmt::format("option '{}': ", key), fmt::format("{}: ", key)})
+      if (message.starts_with(begin))
+        return Error(error.code(), fmt::format("{}: {}", flag, message.substr(begin.size())));
+  return error;
 }
 
 double parse_bits(const std::string& text) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "format/error.h"
+#include "runtime/cli/cli.h"
 #include "runtime/pith.h"
 
 namespace pith::cli {
@@ -29,9 +30,13 @@ inline ModelHandle open_model(const std::string& path, bool mmap = true) {
   return ModelHandle(model);
 }
 
-inline SessionHandle open_session(const ModelHandle& model, const std::vector<const char*>& options) {
+inline SessionHandle open_session(const ModelHandle& model, const SessionFlags& flags) {
   pith_session* session = nullptr;
-  check(pith_session_open(model.get(), options.data(), &session));
+  try {
+    check(pith_session_open(model.get(), flags.options().data(), &session));
+  } catch (const Error& error) {
+    throw flags.in_flags(error);
+  }
   return SessionHandle(session);
 }
 

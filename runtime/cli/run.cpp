@@ -29,7 +29,7 @@ int run(const RunOptions& options) {
   const std::string prompt = take_prompt(options);
   if (prompt.empty()) throw_error(ErrorCode::kInvalidArgument, "the prompt is empty");
   const ModelHandle model = open_model(options.file, options.flags.mmap());
-  const SessionHandle session = open_session(model, options.flags.options());
+  const SessionHandle session = open_session(model, options.flags);
   ReplyWriter writer;
   pith_reply reply{};
   reply.size = sizeof reply;

@@ -42,13 +42,13 @@ class Usage(CliTest):
 
     def test_a_bad_value_is_a_usage_error_that_names_it(self):
         model = self.models.full
-        self.fails(pith("run", model, "-p", "x", "--temp", "hot"), 2, "temp", "hot")
+        self.fails(pith("run", model, "-p", "x", "--temp", "hot"), 2, "--temp: ", "hot")
         self.fails(pith("run", model, "-p", "x", "--temp", "-1"), 2, "temp")
-        self.fails(pith("run", model, "-p", "x", "-n", "-3"), 2, "-3")
+        self.fails(pith("run", model, "-p", "x", "-n", "-3"), 2, "--tokens: ", "-3")
         self.fails(pith("run", model, "-p", "x", "--threads", "0x2"), 2, "threads")
         self.fails(pith("run", model, "-p", "x", "--kernels", "mmx"), 2, "mmx")
         self.fails(pith("run", model, "-p", "x", "--device", "toaster"), 2, "toaster")
-        self.fails(pith("run", model, "-p", "x", "--gpu-layers", "most"), 2, "gpu_layers", "all, auto or")
+        self.fails(pith("run", model, "-p", "x", "--gpu-layers", "most"), 2, "--gpu-layers: ", "all, auto or")
         self.fails(pith("run", model, "-p", "x", "--device", "cpu", "--gpu-layers", "1"), 1, "expected a GPU")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--bits", "1"), 2, "--bits 1")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--preset", "x"), 2, "preset")
