@@ -36,7 +36,7 @@ TEST_CASE("calibration lowers the error that counts and needs a text that serves
   for (const auto& [content, message] :
        {std::pair<std::string, const char*>{"", "0 tokens, expected at least 512"},
         {"too short", "9 tokens, expected at least 512"},
-        {std::string(5000, '\xff'), "not UTF-8"}}) {
+        {std::string(5000, '\xff'), "text: not UTF-8"}}) {
     std::ofstream(text, std::ios::binary) << content;
     CHECK_THAT(failure(checkpoint, options), Contains(message));
   }

@@ -53,6 +53,7 @@ class Usage(CliTest):
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--bits", "1"), 2, "--bits 1")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--preset", "x"), 2, "preset")
         self.fails(pith("eval", model, "--text", __file__, "--max-tokens", "few"), 2, "few")
+        self.fails(pith("synth", "--shape", "demo", "-o", self.folder / "x.pith", "--embed-bits", "7"), 2, "--embed-bits 7")
         self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_the_last_of_repeated_options_counts(self):
