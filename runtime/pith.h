@@ -149,7 +149,7 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
  * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers" (how many of the model's last layers
  * a GPU runs, the others staying on the CPU: "all", the default with device "cuda" | "auto", as many as fit, the default with
  * device "auto" | a number), "kernels" ("auto", or one of the
- * device's by name, for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "neon" of a CPU; "registers",
+ * device's by name, for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "amx", "neon" of a CPU; "registers",
  * "async", "bulk" of a GPU, each also with "-sync" after it), and every key of pith_set(). */
 PITH_API int pith_session_open(const pith_model* model, const char* const* options, pith_session** out);
 

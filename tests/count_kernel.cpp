@@ -29,13 +29,13 @@ int main(int argc, char** argv) {
   const std::vector<float> col_scale(layout.n_lines, 1.0f);
   m.col_scale = col_scale.data();
 
-  std::vector<int8_t> a(size_t{shape.n_cols} * n_lanes + 64);
+  std::vector<int8_t> a(size_t{shape.n_cols} * n_lanes + 128);
   std::vector<int16_t> sums(size_t{layout.n_lines} * n_lanes);
   std::vector<float> scales(size_t{m.n_blocks()} * n_lanes), x_hat(shape.n_cols), x(shape.n_cols, 0.5f);
   Input in;
   in.n_tokens = n_tokens;
   in.n_lanes = n_lanes;
-  in.a = a.data();
+  in.a = a.data() + (64 - reinterpret_cast<uintptr_t>(a.data()) % 64) % 64;
   in.sums = sums.data();
   in.scales = scales.data();
   in.x_hat = x_hat.data();

@@ -81,7 +81,7 @@ std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector
   in.x_stride = m.n_cols;
   const uint32_t padded = m.is_q24() ? m.view.layout.padded_cols : 64;
   std::vector<int8_t> a(size_t{padded} * in.n_lanes + 64);
-  std::vector<int16_t> sums(size_t{padded} / 16 * in.n_lanes);
+  std::vector<int16_t> sums(size_t{padded + 127} / 128 * 8 * in.n_lanes);
   std::vector<float> scales(size_t{padded + 127} / 128 * in.n_lanes), x_hat(padded);
   in.a = a.data();
   in.sums = sums.data();

@@ -31,7 +31,7 @@ void SessionFlags::add_session(CLI::App& app) {
       "fits)")
       ->type_name("N");
   add(app, "--kernels", "kernels",
-      "auto, scalar, avx2, avxvnni, avx512-plain, avx512, neon; on cuda registers, async, bulk")
+      "auto, scalar, avx2, avxvnni, avx512-plain, avx512, amx, neon; on cuda registers, async, bulk")
       ->type_name("NAME");
   app.add_flag_function(
       "--no-mmap", [this](std::int64_t) { mmap_ = false; },

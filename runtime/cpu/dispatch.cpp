@@ -3,6 +3,8 @@
 #include <sys/auxv.h>
 #elif defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include "format/float16.h"
@@ -36,6 +38,14 @@ bool has_avx512_vnni() {
 bool has_avx512() {
   return has_avx512_vnni() && __builtin_cpu_supports("gfni");
 }
+// The system keeps tiles only for a process that asks (Linux 5.16 and later), and may refuse.
+bool has_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kTileAndInt8 = 3u << 24;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
+         (edx & kTileAndInt8) == kTileAndInt8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 #elif defined(__aarch64__)
 bool has_dot_product() {
   return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
@@ -51,7 +61,7 @@ const Entry kEntries[] = {
     {&kScalarKernels, always},
 #if defined(__x86_64__)
     {&kAvx2Kernels, has_avx2},     {&kAvxVnniKernels, has_avx_vnni}, {&kAvx512PlainKernels, has_avx512_vnni},
-    {&kAvx512Kernels, has_avx512},
+    {&kAvx512Kernels, has_avx512}, {&kAmxKernels, has_amx},
 #elif defined(__aarch64__)
     {&kNeonKernels, has_dot_product},
 #endif

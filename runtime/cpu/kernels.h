@@ -60,7 +60,8 @@ struct Input {
   // whatever n_lanes is; [padded_cols] for one token. A quad is 4 columns of a line; of many tokens with avx2.cpp 2 columns
   // each of two lines. 64 readable bytes behind.
   int8_t* a = nullptr;
-  int16_t* sums = nullptr;  // kQ24: [n_lines / 2, n_lanes, 2], sum of a over a line
+  // kQ24: [n_blocks * 4, n_lanes, 2], sums of a over a pair of lines; of many tokens with amx.cpp as two bytes each.
+  int16_t* sums = nullptr;
   float* scales = nullptr;  // kQ24: [n_blocks, n_lanes]
   float* x_hat = nullptr;   // kQ24, one token only: [padded_cols] scale * a, for outliers
 };
@@ -140,7 +141,7 @@ uint64_t panel_scratch_bytes(uint32_t padded_cols, uint32_t n_lanes);
 // Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);
 
-// "auto", "scalar", "avx2", "avxvnni", "avx512-plain" (no GFNI), "avx512", "neon". Throws kInvalidArgument (unknown name) or kUnsupported (the CPU lacks it).
+// "auto", "scalar", "avx2", "avxvnni", "avx512-plain" (no GFNI), "avx512", "amx", "neon". Throws kInvalidArgument (unknown name) or kUnsupported (the CPU lacks it).
 const Kernels& select_kernels(const std::string& name);
 std::vector<const Kernels*> supported_kernels();  // best last; for tests and `doctor`
 

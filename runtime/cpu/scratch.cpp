@@ -31,8 +31,9 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, 
     slot_of = arena.take<Chosen>(n * chosen_per_token);
   }
   a = arena.take<int8_t>(lanes * weights.max_padded_cols + 64);
-  sums = arena.take<int16_t>(lanes * weights.max_padded_cols / 16);
-  scales = arena.take<float>(lanes * ((weights.max_padded_cols + kBlock - 1) / kBlock));
+  const uint64_t blocks = (weights.max_padded_cols + kBlock - 1) / kBlock;
+  sums = arena.take<int16_t>(lanes * blocks * (kBlock / 16));
+  scales = arena.take<float>(lanes * blocks);
   x_hat = arena.take<float>(weights.max_padded_cols);
   thread_row = arena.take<float>(t * thread_stride);
   y = arena.take<float>(t * y_stride);

@@ -9,7 +9,7 @@ _pith() {
     return
   fi
   case $prev in
-    --kernels) COMPREPLY=($(compgen -W "auto scalar avx2 avxvnni avx512-plain avx512 neon" -- "$cur")); return ;;
+    --kernels) COMPREPLY=($(compgen -W "auto scalar avx2 avxvnni avx512-plain avx512 amx neon" -- "$cur")); return ;;
     --device) COMPREPLY=($(compgen -W "auto cpu cuda" -- "$cur")); return ;;
     --gpu-layers) COMPREPLY=($(compgen -W "all auto" -- "$cur")); return ;;
     --kv) COMPREPLY=($(compgen -W "f16 i8" -- "$cur")); return ;;

@@ -1,0 +1,298 @@
+// AMX kernels (Sapphire Rapids and later): products of many tokens by tiles of 16 x 64 bytes, all else as avx512.cpp.
+// Same bits as scalar.cpp.
+//
+// A panel's block (32 rows x 128 columns) is unpacked once to bytes scale * (4*hi + lo) <= 225, as rows of 64 columns. One
+// tdpbusd multiplies 16 rows by 64 columns with 64 columns by 16 tokens, which lie in `Input::a` as a tile wants them:
+//
+//   weights   [16 rows][64 columns]                  u8     activations [16 quads][16 tokens][4 columns]     s8
+//   minimums  [16 rows][4 pairs][16m, m, 16m, m]     u8     line sums   [4 pairs][16 tokens][h, l, h, l]     s8
+//
+// A line's sum of activations needs 12 bits: it is stored as two bytes, sum = 16 * h + l, for its even and its odd line.
+// Tiles cannot be converted to float: their sums go through memory (L1), and while one tile's are converted, scaled and
+// added to the accumulators, the products of the next are under way.
+#include "runtime/cpu/panel_scratch.h"
+#include "runtime/cpu/q24_avx512.h"
+#include "runtime/cpu/tables.h"
+
+namespace pith::cpu {
+
+namespace {
+
+constexpr uint32_t kTile = 16;  // rows, or tokens, of a tile
+
+// Tile registers: sums of two halves of a panel by two times 16 tokens, then one of each operand.
+enum : int { kWeights = 4, kActivations = 5, kMinimums = 6, kLineSums = 7 };
+
+// By asm: the compilers' intrinsics take literal numbers only, and GCC 12's do not say what they read.
+void configure_tiles() {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 16, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 4};
+  } const config;
+  asm volatile("ldtilecfg %0" ::"m"(config));
+}
+void release_tiles() {
+  asm volatile("tilerelease");
+}
+template <int kTo>
+[[gnu::always_inline]] inline void load_tile(const void* from, size_t row_stride) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTo), "r"(from), "r"(row_stride) : "memory");
+}
+template <int kFrom>
+[[gnu::always_inline]] inline void store_tile(void* to, size_t row_stride) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kFrom), "r"(to), "r"(row_stride) : "memory");
+}
+template <int kSums>
+[[gnu::always_inline]] inline void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kSums));
+}
+template <int kSums, int kU8, int kS8>
+[[gnu::always_inline]] inline void multiply() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kU8), "i"(kS8));
+}
+
+// A block of a panel. Row r of a half is its word 4 * (r % 4) + r / 4.
+struct UnpackedBlock {
+  alignas(64) uint8_t codes[2][2][kTile][64];  // [half of the words][half of the columns]
+  uint8_t minimums[2][kTile][4][4];
+};
+static_assert(sizeof(UnpackedBlock) <= sizeof(PanelScratch));
+
+// 4 x 4 words within each 128 bits: lane i of v[k] becomes word 4i + k of the four.
+void transpose_words(__m512i (&v)[4]) {
+  const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]), high01 = _mm512_unpackhi_epi32(v[0], v[1]),
+                low23 = _mm512_unpacklo_epi32(v[2], v[3]), high23 = _mm512_unpackhi_epi32(v[2], v[3]);
+  v[0] = _mm512_unpacklo_epi64(low01, low23);
+  v[1] = _mm512_unpackhi_epi64(low01, low23);
+  v[2] = _mm512_unpacklo_epi64(high01, high23);
+  v[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+// Word l of lane `lane`, four times in lane l.
+__m512i spread(__m512i v, int lane) {
+  const __m512i each = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm512_permutexvar_epi32(_mm512_add_epi32(each, _mm512_set1_epi32(lane * 4)), v);
+}
+
+template <uint32_t kGroup>
+void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, UnpackedBlock& out) {
+  const q24::Layout& l = m.view.layout;
+  const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
+  const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
+  const uint8_t* const scales = m.view.scales + panel * l.scales_stride;
+  const uint32_t first_fine = l.n_lines - l.n_fine_lines, begin = block * 8, n_lines = m.lines_of(block);
+  // Quad p of a word has bits 2p, 2p + 1 of each byte: they move to bits 2, 3 (hi) or 0, 1 (lo).
+  const __m512i to_hi = _mm512_set4_epi32(4, 2, 0, 30), to_lo = _mm512_set4_epi32(6, 4, 2, 0);
+  const __m512i hi_bits = _mm512_set1_epi8(0x0c), lo_bits = _mm512_set1_epi8(0x03);
+  for (uint32_t half = 0; half < 2; ++half) {
+    __m512i minimums[4] = {};  // of a half block: zeros for the lines that it lacks
+    for (uint32_t quarter = 0; quarter < n_lines / 4; ++quarter) {  // four lines
+      const uint32_t line = begin + quarter * 4;
+      __m512i hi[4], lo[4], scale[4];
+      for (uint32_t i = 0; i < 4; ++i) {
+        hi[i] = load512(base + size_t{line + i} * q24::kLineBytes + half * 64);
+        lo[i] = line + i < first_fine
+                    ? _mm512_setzero_si512()
+                    : load512(fine + size_t{line + i - first_fine} * q24::kLineBytes + half * 64);
+      }
+      for (uint32_t i = 0; i < 2; ++i) {
+        const PairScales pair = pair_scales<kGroup>(scales, line / 2 + i, half);
+        const __m512i even = _mm512_and_si512(pair.s, _mm512_set1_epi32(15)),
+                      odd = _mm512_srli_epi32(pair.s, 16);
+        scale[i * 2] = _mm512_or_si512(even, _mm512_slli_epi32(even, 16));
+        scale[i * 2 + 1] = _mm512_or_si512(odd, _mm512_slli_epi32(odd, 16));
+        minimums[quarter * 2 + i] =
+            _mm512_or_si512(_mm512_slli_epi32(pair.m, 4), _mm512_slli_epi32(pair.m, 8));
+      }
+      transpose_words(hi);
+      transpose_words(scale);
+      const bool any_fine = line + 4 > first_fine;
+      if (any_fine) transpose_words(lo);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k)
+#pragma GCC unroll 4
+        for (int lane = 0; lane < 4; ++lane) {
+          __m512i codes = _mm512_and_si512(_mm512_rorv_epi32(spread(hi[k], lane), to_hi), hi_bits);
+          if (any_fine)
+            codes = _mm512_or_si512(codes,
+                                    _mm512_and_si512(_mm512_rorv_epi32(spread(lo[k], lane), to_lo), lo_bits));
+          // A product fits its byte (15 * 15), so two bytes are multiplied as one word.
+          _mm512_store_si512(out.codes[half][quarter][k * 4 + lane],
+                             _mm512_mullo_epi16(codes, spread(scale[k], lane)));
+        }
+    }
+    transpose_words(minimums);
+    for (uint32_t k = 0; k < 4; ++k) _mm512_store_si512(out.minimums[half][k * 4], minimums[k]);
+  }
+}
+
+// Sums of a block: [half of the words][16 tokens' tile][row][token].
+template <int kTiles>
+using TileSums = int32_t[2][kTiles][kTile][kTile];
+
+// Sums registers 0 and 1 are the halves for the first 16 tokens, 2 and 3 for the next. Each operand is loaded in turn: to the
+// other half, then to the other tokens.
+template <int kTiles>
+[[gnu::always_inline]] inline void clear_sums() {
+  clear_tile<0>();
+  clear_tile<1>();
+  if (kTiles == 1) return;
+  clear_tile<2>();
+  clear_tile<3>();
+}
+template <int kTiles>
+[[gnu::always_inline]] inline void store_sums(TileSums<kTiles>& to) {
+  store_tile<0>(to[0][0], kTile * 4);
+  store_tile<1>(to[1][0], kTile * 4);
+  if (kTiles == 1) return;
+  store_tile<2>(to[0][kTiles - 1], kTile * 4);
+  store_tile<3>(to[1][kTiles - 1], kTile * 4);
+}
+
+// Adds kU8 [2 halves] times kS8 [kTiles] to the sums.
+template <int kTiles, int kU8, int kS8>
+[[gnu::always_inline]] inline void add_products(const void* u8_first, const void* u8_second, size_t u8_stride,
+                                                const void* s8_first, const void* s8_second,
+                                                size_t s8_stride) {
+  load_tile<kU8>(u8_first, u8_stride);
+  load_tile<kS8>(s8_first, s8_stride);
+  multiply<0, kU8, kS8>();
+  if (kTiles == 1) {
+    load_tile<kU8>(u8_second, u8_stride);
+    return multiply<1, kU8, kS8>();
+  }
+  load_tile<kS8>(s8_second, s8_stride);
+  multiply<2, kU8, kS8>();
+  load_tile<kU8>(u8_second, u8_stride);
+  multiply<3, kU8, kS8>();
+  load_tile<kS8>(s8_first, s8_stride);
+  multiply<1, kU8, kS8>();
+}
+
+template <int kTiles>
+[[gnu::always_inline]] inline void sum_weights(const UnpackedBlock& w, uint32_t n_lines, const int8_t* a) {
+  clear_sums<kTiles>();
+  for (uint32_t half = 0; half < n_lines / 4; ++half, a += 1024)
+    add_products<kTiles, kWeights, kActivations>(w.codes[0][half], w.codes[1][half], 64, a, a + n_lines * 256,
+                                                 64);
+}
+
+template <int kTiles>
+[[gnu::always_inline]] inline void sum_minimums(const UnpackedBlock& w, const int16_t* line_sums,
+                                                size_t lanes) {
+  clear_sums<kTiles>();
+  add_products<kTiles, kMinimums, kLineSums>(w.minimums[0], w.minimums[1], 16, line_sums,
+                                             line_sums + kTile * 2, lanes * 4);
+}
+
+// acc [32 rows, kStride tokens] += scale * sums
+template <int kTiles, uint32_t kStride>
+[[gnu::always_inline]] inline void accumulate(const TileSums<kTiles>& sums, const float* scales, float* acc) {
+#pragma GCC unroll 2
+  for (uint32_t t = 0; t < kTiles; ++t) {
+    const __m512 scale = _mm512_loadu_ps(scales + t * kTile);
+    for (uint32_t half = 0; half < 2; ++half)
+#pragma GCC unroll 16
+      for (uint32_t r = 0; r < kTile; ++r) {
+        float* const at = acc + (half * kTile + r) * kStride + t * kTile;
+        const __m512 sum = _mm512_cvtepi32_ps(load512(sums[half][t][r]));
+        _mm512_storeu_ps(at, _mm512_fmadd_ps(scale, sum, _mm512_loadu_ps(at)));
+      }
+  }
+}
+
+// kVectors x 16 tokens from `lane` on: all blocks, then y.
+template <int kVectors>
+void lane_group(const Matrix& m, uint32_t panel, const uint8_t* blocks, const Input& in, uint32_t lane,
+                float* acc_s, float* y) {
+  constexpr uint32_t kLanesHere = kVectors * kTile;
+  constexpr int kTiles = kVectors == 1 ? 1 : 2;
+  float* const acc_m = acc_s + kPanelRows * kLanesHere;
+  __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
+  // Sums on their way through memory. What is added while products are under way is always of the step before.
+  alignas(64) TileSums<kTiles> weights, minimums;
+  const float* last_scales = nullptr;
+  float* last_acc_m = nullptr;
+  for (uint32_t block = 0; block < m.n_blocks(); ++block) {
+    const UnpackedBlock& w = *reinterpret_cast<const UnpackedBlock*>(blocks + block * sizeof(PanelScratch));
+    const uint32_t n_lines = m.lines_of(block);
+    for (uint32_t t = 0; t < kLanesHere; t += kTiles * kTile) {
+      const float* const scales = in.scales + size_t{block} * in.n_lanes + lane + t;
+      sum_weights<kTiles>(w, n_lines, quads(in, block, n_lines, lane + t));
+      if (last_acc_m != nullptr) accumulate<kTiles, kLanesHere>(minimums, last_scales, last_acc_m);
+      store_sums<kTiles>(weights);
+      sum_minimums<kTiles>(w, in.sums + (size_t{block} * 4 * in.n_lanes + lane + t) * 2, in.n_lanes);
+      accumulate<kTiles, kLanesHere>(weights, scales, acc_s + t);
+      store_sums<kTiles>(minimums);
+      last_scales = scales;
+      last_acc_m = acc_m + t;
+    }
+  }
+  accumulate<kTiles, kLanesHere>(minimums, last_scales, last_acc_m);
+  for (uint32_t i = 0; i < kPanelRows; ++i) {
+    const uint32_t r = i % kTile, w = i / kTile * kTile + 4 * (r % 4) + r / 4;
+    finish_word<kVectors>(m, panel, w, in, lane, acc_s + i * kLanesHere, acc_m + i * kLanesHere,
+                          y + q24::word_row(w) * size_t{in.n_lanes});
+  }
+}
+
+template <uint32_t kGroup>
+void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
+  for (uint32_t block = 0; block < m.n_blocks(); ++block)
+    unpack_block<kGroup>(m, panel, block,
+                         *reinterpret_cast<UnpackedBlock*>(scratch + block * sizeof(PanelScratch)));
+  float* const accumulators = reinterpret_cast<float*>(scratch + m.n_blocks() * sizeof(PanelScratch));
+  configure_tiles();
+  uint32_t lane = 0;
+  for (; lane + 64 <= in.n_lanes; lane += 64) lane_group<4>(m, panel, scratch, in, lane, accumulators, y);
+  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<2>(m, panel, scratch, in, lane, accumulators, y);
+  for (; lane < in.n_lanes; lane += 16) lane_group<1>(m, panel, scratch, in, lane, accumulators, y);
+  release_tiles();
+}
+
+void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
+  if (!m.is_q24()) return Avx512::plain_panel_any(m, index, in, y);
+  const bool wide = m.view.layout.shape.group == 32;
+  if (in.n_lanes == 1) return wide ? q24_one<32>(m, index, in, y) : q24_one<16>(m, index, in, y);
+  return wide ? q24_many<32>(m, index, in, scratch, y) : q24_many<16>(m, index, in, scratch, y);
+}
+
+// As every set does, then the line sums of many tokens as the two bytes of a tile.
+void quantize(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end, uint32_t lane,
+              const Input& in) {
+  Avx512::quantize(m, x, block_begin, block_end, lane, in);
+  if (in.n_lanes == 1) return;
+  for (uint32_t b = block_begin; b < block_end; ++b)
+    for (uint32_t pair = 0; pair < kBlock / 32; ++pair) {
+      int16_t* const sums = in.sums + ((size_t{b} * 4 + pair) * in.n_lanes + lane) * 2;
+      const bool is_there = pair < m.lines_of(b) / 2;  // a tile has all of a block's
+      for (int i = 0; i < 2; ++i)
+        sums[i] = is_there ? static_cast<int16_t>((sums[i] >> 4 & 0xff) | (sums[i] & 15) << 8) : int16_t{0};
+    }
+}
+
+uint64_t mac_loop(uint64_t rounds) {
+  configure_tiles();
+  clear_tile<kWeights>();
+  clear_tile<kActivations>();
+  clear_sums<2>();
+  for (uint64_t i = 0; i < rounds; i += 16) {  // a product takes 16 cycles
+    multiply<0, kWeights, kActivations>();
+    multiply<1, kWeights, kActivations>();
+    multiply<2, kWeights, kActivations>();
+    multiply<3, kWeights, kActivations>();
+  }
+  release_tiles();
+  return (rounds + 15) / 16 * 4 * kTile * kTile * 64;
+}
+
+}  // namespace
+
+const Kernels kAmxKernels = {
+    "amx",           Avx512::rms_norm, quantize,     panel,          Avx512::store,
+    Avx512::gate,    Avx512::softcap,  Avx512::rope, Avx512::append, Avx512::attend,
+    Avx512::combine, Avx512::finish,   read,         mac_loop,
+};
+
+}  // namespace pith::cpu
