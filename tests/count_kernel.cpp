@@ -39,10 +39,12 @@ int main(int argc, char** argv) {
   in.sums = sums.data();
   in.scales = scales.data();
   in.x_hat = x_hat.data();
-  for (uint32_t t = 0; t < n_tokens; ++t) kernels.quantize(m, x.data(), 0, m.n_blocks(), t, in);
   std::vector<float> y(size_t{kPanelRows} * n_lanes);
   std::vector<uint8_t> scratch(panel_scratch_bytes(layout.padded_cols, n_lanes) + 64);
   uint8_t* const aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+  if (n_tokens == 1) kernels.quantize(m, x.data(), 0, m.n_blocks(), in);
+  for (uint32_t t = 0; n_tokens != 1 && t < n_lanes; t += kLanes)
+    kernels.quantize_tile(m, x.data(), 0, kLanes, t, in, reinterpret_cast<float*>(aligned));
   for (int i = 0; i < n_rounds; ++i) kernels.panel(m, 0, in, aligned, y.data());
   std::cout << uint64_t{shape.n_rows} * shape.n_cols * n_tokens << "\n";
 }

@@ -87,11 +87,13 @@ std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector
   in.sums = sums.data();
   in.scales = scales.data();
   in.x_hat = x_hat.data();
-  if (m.is_q24())
-    for (uint32_t t = 0; t < n_tokens; ++t)
-      k.quantize(m, x.data() + size_t{t} * m.n_cols, 0, m.n_blocks(), t, in);
   std::vector<uint8_t> storage;
   uint8_t* const scratch = aligned_to_128(storage, panel_scratch_bytes(padded, in.n_lanes));
+  if (m.is_q24() && n_tokens == 1) k.quantize(m, x.data(), 0, m.n_blocks(), in);
+  if (m.is_q24() && n_tokens != 1)
+    for (uint32_t t = 0; t < n_tokens; t += kLanes)
+      k.quantize_tile(m, x.data() + size_t{t} * m.n_cols, m.n_cols, std::min(n_tokens - t, kLanes), t, in,
+                      reinterpret_cast<float*>(scratch));
   std::vector<float> y(size_t{kPanelRows} * in.n_lanes), out(size_t{n_tokens} * m.n_rows);
   for (uint32_t p = 0; p < m.n_panels(); ++p) {
     k.panel(m, p, in, scratch, y.data());

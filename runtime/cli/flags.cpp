@@ -24,7 +24,7 @@ void SessionFlags::add_session(CLI::App& app) {
   add(app, "-c,--ctx", "ctx", "Context in tokens (default: the model's, at most 4096)")->type_name("N");
   add(app, "-t,--threads", "threads", "Threads (default: physical cores)")->type_name("N");
   add(app, "--kv", "kv", "Key/value cache: f16 or i8")->type_name("TYPE");
-  add(app, "--chunk", "prefill_chunk", "Tokens of a prompt run at once (default: 128)")->type_name("N");
+  add(app, "--chunk", "prefill_chunk", "Tokens of a prompt run at once (default: 256)")->type_name("N");
   add(app, "--device", "device", "auto, cpu, cuda or cuda:N")->type_name("NAME");
   add(app, "--gpu-layers", "gpu_layers",
       "Last layers on the GPU, the others on the CPU: N, all (default with --device cuda) or auto (what "

@@ -258,18 +258,16 @@ void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, f
   return wide ? q24_many<32>(m, index, in, scratch, y) : q24_many<16>(m, index, in, scratch, y);
 }
 
-// As every set does, then the line sums of many tokens as the two bytes of a tile.
-void quantize(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end, uint32_t lane,
-              const Input& in) {
-  Avx512::quantize(m, x, block_begin, block_end, lane, in);
-  if (in.n_lanes == 1) return;
-  for (uint32_t b = block_begin; b < block_end; ++b)
-    for (uint32_t pair = 0; pair < kBlock / 32; ++pair) {
-      int16_t* const sums = in.sums + ((size_t{b} * 4 + pair) * in.n_lanes + lane) * 2;
-      const bool is_there = pair < m.lines_of(b) / 2;  // a tile has all of a block's
-      for (int i = 0; i < 2; ++i)
-        sums[i] = is_there ? static_cast<int16_t>((sums[i] >> 4 & 0xff) | (sums[i] & 15) << 8) : int16_t{0};
-    }
+// As every set does, then the line sums as the two bytes of a tile.
+void quantize_tile(const Matrix& m, const float* x, size_t x_stride, uint32_t n_tokens, uint32_t lane,
+                   const Input& in, float* columns) {
+  Avx512::quantize_tile(m, x, x_stride, n_tokens, lane, in, columns);
+  for (uint32_t pair = 0; pair < m.n_blocks() * 4; ++pair) {
+    int16_t* const at = in.sums + (size_t{pair} * in.n_lanes + lane) * 2;
+    const __m512i sums = load512(at), low = _mm512_and_si512(sums, _mm512_set1_epi16(15));
+    const __m512i high = _mm512_and_si512(_mm512_srai_epi16(sums, 4), _mm512_set1_epi16(255));
+    _mm512_storeu_si512(at, _mm512_or_si512(high, _mm512_slli_epi16(low, 8)));
+  }
 }
 
 uint64_t mac_loop(uint64_t rounds) {
@@ -290,9 +288,9 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kAmxKernels = {
-    "amx",           Avx512::rms_norm, quantize,     panel,          Avx512::store,
-    Avx512::gate,    Avx512::softcap,  Avx512::rope, Avx512::append, Avx512::attend,
-    Avx512::combine, Avx512::finish,   read,         mac_loop,
+    "amx",          Avx512::rms_norm, Avx512::quantize, quantize_tile, panel,
+    Avx512::store,  Avx512::gate,     Avx512::softcap,  Avx512::rope,  Avx512::append,
+    Avx512::attend, Avx512::combine,  Avx512::finish,   read,          mac_loop,
 };
 
 }  // namespace pith::cpu

@@ -457,8 +457,9 @@ const Kernels kAvxVnniKernels = {
 const Kernels kAvx2Kernels = {
     "avx2",
 #endif
-    Avx2::rms_norm, Avx2::quantize, panel,         Avx2::store,  Avx2::gate, Avx2::softcap, Avx2::rope,
-    Avx2::append,   Avx2::attend,   Avx2::combine, Avx2::finish, read,       mac_loop,
+    Avx2::rms_norm, Avx2::quantize, Avx2::quantize_tile, panel,        Avx2::store,   Avx2::gate,
+    Avx2::softcap,  Avx2::rope,     Avx2::append,        Avx2::attend, Avx2::combine, Avx2::finish,
+    read,           mac_loop,
 };
 
 }  // namespace pith::cpu

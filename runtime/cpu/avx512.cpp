@@ -178,8 +178,19 @@ const Kernels kAvx512Kernels = {
 const Kernels kAvx512PlainKernels = {
     "avx512-plain",
 #endif
-    Avx512::rms_norm, Avx512::quantize, panel,          Avx512::store,   Avx512::gate,   Avx512::softcap,
-    Avx512::rope,     Avx512::append,   Avx512::attend, Avx512::combine, Avx512::finish, read,
+    Avx512::rms_norm,
+    Avx512::quantize,
+    Avx512::quantize_tile,
+    panel,
+    Avx512::store,
+    Avx512::gate,
+    Avx512::softcap,
+    Avx512::rope,
+    Avx512::append,
+    Avx512::attend,
+    Avx512::combine,
+    Avx512::finish,
+    read,
     mac_loop,
 };
 

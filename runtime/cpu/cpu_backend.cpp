@@ -85,17 +85,23 @@ Input CpuBackend::prepare(uint32_t thread, const Matrix& m, const float* x, uint
     }
     if (!m.is_q24()) return in;
     const Range blocks = share(m.n_blocks(), thread, n_threads);
-    kernels_.quantize(m, in.x, blocks.begin, blocks.end, 0, in);
+    kernels_.quantize(m, in.x, blocks.begin, blocks.end, in);
   } else {
-    const Range tokens = share(n, thread, n_threads);
-    for (uint32_t t = tokens.begin; t < tokens.end; ++t) {
-      const float* row = x + size_t{t} * x_stride;
+    const Range tiles = share(in.n_lanes / kLanes, thread, n_threads);
+    for (uint32_t first = tiles.begin * kLanes; first < std::min(tiles.end * kLanes, n); first += kLanes) {
+      const uint32_t n_here = std::min(n - first, kLanes);
+      const float* rows = x + size_t{first} * x_stride;
+      size_t stride = x_stride;
       if (norm != nullptr) {
-        float* const out = scratch_.normed + size_t{t} * m.n_cols;
-        kernels_.rms_norm(row, norm, m.n_cols, spec_.norm_eps, out);
-        row = out;
+        float* const normed = scratch_.normed + size_t{first} * m.n_cols;
+        for (uint32_t t = 0; t < n_here; ++t)
+          kernels_.rms_norm(rows + t * stride, norm, m.n_cols, spec_.norm_eps, normed + size_t{t} * m.n_cols);
+        rows = normed;
+        stride = m.n_cols;
       }
-      if (m.is_q24()) kernels_.quantize(m, row, 0, m.n_blocks(), t, in);
+      if (m.is_q24())
+        kernels_.quantize_tile(m, rows, stride, n_here, first, in,
+                               reinterpret_cast<float*>(scratch_.panel + thread * scratch_.panel_stride));
     }
     if (norm != nullptr) {
       in.x = scratch_.normed;

@@ -1,4 +1,5 @@
 // Which kernels this CPU can run, and what they share whatever the instruction set.
+#include <algorithm>
 #if defined(__aarch64__)
 #include <sys/auxv.h>
 #elif defined(__x86_64__)
@@ -93,8 +94,10 @@ const Kernels& select_kernels(const std::string& name) {
 }
 
 uint64_t panel_scratch_bytes(uint32_t padded_cols, uint32_t n_lanes) {
-  const uint64_t n_blocks = n_lanes == 1 ? 0 : (padded_cols + kBlock - 1) / kBlock;
-  return n_blocks * sizeof(PanelScratch) + uint64_t{2} * kPanelRows * n_lanes * sizeof(float);
+  if (n_lanes == 1) return 0;
+  const uint64_t n_blocks = (padded_cols + kBlock - 1) / kBlock;
+  const uint64_t panel = n_blocks * sizeof(PanelScratch) + uint64_t{2} * kPanelRows * n_lanes * sizeof(float);
+  return std::max(panel, uint64_t{padded_cols} * kLanes * sizeof(float));
 }
 
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {

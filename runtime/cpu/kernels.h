@@ -104,9 +104,13 @@ struct Kernels {
 
   // out = x * (1 / sqrt(mean(x^2) + eps)) * w; out may be x.
   void (*rms_norm)(const float* x, const float* w, uint32_t n, float eps, float* out);
-  // Quantizes blocks [block_begin, block_end) of one token's x [n_cols] into lane `lane` of `in`.
-  void (*quantize)(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end, uint32_t lane,
+  // Quantizes blocks [block_begin, block_end) of one token's x [n_cols].
+  void (*quantize)(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end,
                    const Input& in);
+  // Quantizes 1 to 16 tokens, x [n_tokens, n_cols] with rows x_stride apart, into lanes `lane` (a multiple of 16) and on.
+  // columns: scratch [n_cols, 16].
+  void (*quantize_tile)(const Matrix& m, const float* x, size_t x_stride, uint32_t n_tokens, uint32_t lane,
+                        const Input& in, float* columns);
   // y [32, n_lanes] = rows 32 * panel .. of the matrix times the input. Rows past n_rows hold anything.
   // scratch: panel_scratch_bytes(padded_cols, n_lanes), 64-byte aligned, private to the thread.
   void (*panel)(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y);
@@ -136,6 +140,7 @@ struct Kernels {
   uint64_t (*mac_loop)(uint64_t rounds);
 };
 
+// What a thread needs for panel() and quantize_tile().
 uint64_t panel_scratch_bytes(uint32_t padded_cols, uint32_t n_lanes);
 
 // Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].

@@ -232,8 +232,9 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kNeonKernels = {
-    "neon",     Neon::rms_norm, Neon::quantize, panel,         Neon::store,  Neon::gate, Neon::softcap,
-    Neon::rope, Neon::append,   Neon::attend,   Neon::combine, Neon::finish, read,       mac_loop,
+    "neon",       Neon::rms_norm, Neon::quantize, Neon::quantize_tile, panel,        Neon::store,
+    Neon::gate,   Neon::softcap,  Neon::rope,     Neon::append,        Neon::attend, Neon::combine,
+    Neon::finish, read,           mac_loop,
 };
 
 }  // namespace pith::cpu

@@ -110,10 +110,21 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kScalarKernels = {
-    "scalar",       Scalar::rms_norm, Scalar::quantize, panel,
-    Scalar::store,  Scalar::gate,     Scalar::softcap,  Scalar::rope,
-    Scalar::append, Scalar::attend,   Scalar::combine,  Scalar::finish,
-    read,           mac_loop,
+    "scalar",
+    Scalar::rms_norm,
+    Scalar::quantize,
+    Scalar::quantize_tile,
+    panel,
+    Scalar::store,
+    Scalar::gate,
+    Scalar::softcap,
+    Scalar::rope,
+    Scalar::append,
+    Scalar::attend,
+    Scalar::combine,
+    Scalar::finish,
+    read,
+    mac_loop,
 };
 
 }  // namespace pith::cpu
