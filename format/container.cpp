@@ -53,7 +53,8 @@ HeaderRecord parse_header(std::span<const uint8_t> bytes) {
     if (std::memcmp(head.data(), "GGUF", 4) == 0)
       throw_error(ErrorCode::kFormat,
                   "a GGUF file, expected a pith file: `pith convert` makes one of a checkpoint");
-    throw_error(ErrorCode::kFormat, "not a pith file: the magic bytes differ");
+    throw_error(ErrorCode::kFormat, "not a pith file: it begins with {:02x}, expected {:02x}",
+                fmt::join(head.first(h.magic.size()), " "), fmt::join(kMagic, " "));
   }
   if (h.major != kMajor)
     throw_error(ErrorCode::kUnsupported, "format version {}.{}, this reader knows {}.x", h.major, h.minor,

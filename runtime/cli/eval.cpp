@@ -93,15 +93,21 @@ void add_eval(CLI::App& root, Action& action) {
   app->add_option("FILE", command->file, "A .pith file")->required()->type_name("");
   app->add_option("--against", command->against, "A reference: KL divergence, agreement, perplexity ratio")
       ->type_name("FILE");
-  app->add_flag("--json", command->json, "Print JSON");
-  app->add_option("--text", command->text, "The text, - is standard input")->type_name("FILE");
-  app->add_option("--max-tokens", command->max_tokens, "Only the text's first N tokens")->type_name("N");
-  app->add_option("--task", command->task, fmt::format("{}", fmt::join(task_names(), ", ")))
-      ->type_name("NAME");
+  CLI::Option* const json = app->add_flag("--json", command->json, "Print JSON");
+  CLI::Option* const text =
+      app->add_option("--text", command->text, "The text, - is standard input")->type_name("FILE");
+  app->add_option("--max-tokens", command->max_tokens, "Only the text's first N tokens")
+      ->type_name("N")
+      ->needs(text);
+  CLI::Option* const task =
+      app->add_option("--task", command->task, fmt::format("{}", fmt::join(task_names(), ", ")))
+          ->type_name("NAME");
   app->add_option("--data", command->data, "The task's file; blimp: also a folder of them")
       ->type_name("PATH");
-  app->add_option("--limit", command->limit, "Only the first N items of a file")->type_name("N");
-  app->add_flag("--items", command->items, "With --json: the log-likelihoods of every item");
+  app->add_option("--limit", command->limit, "Only the first N items of a file")->type_name("N")->needs(task);
+  app->add_flag("--items", command->items, "With --json: the log-likelihoods of every item")
+      ->needs(task)
+      ->needs(json);
   command->flags.add_session(*app);
   app->get_option("--ctx")->description(
       "Tokens in a window (default: 512, or the model's maximum; for a task, what its longest item takes)");

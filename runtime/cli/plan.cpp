@@ -65,11 +65,20 @@ int run_gpus(const PlanOptions& options) {
 }
 
 int run(const PlanOptions& options) {
-  if (options.gpus) return run_gpus(options);
+  if (options.gpus) {
+    if (!options.file.empty() || options.flags.options().size() > 1)
+      throw_error(ErrorCode::kInvalidArgument,
+                  "--gpus plans fixed shapes: expected no FILE and no options of a session");
+    return run_gpus(options);
+  }
   if (options.file.empty()) throw_error(ErrorCode::kInvalidArgument, "plan needs a FILE, or --gpus");
   pith_memory_plan plan{};
   plan.size = sizeof plan;
-  check(pith_plan(options.file.c_str(), options.flags.options().data(), &plan));
+  try {
+    check(pith_plan(options.file.c_str(), options.flags.options().data(), &plan));
+  } catch (const Error& error) {
+    throw options.flags.in_flags(error);
+  }
   if (options.json) {
     nlohmann::ordered_json out;
     out["ctx"] = plan.n_ctx;
@@ -100,9 +109,11 @@ void add_plan(CLI::App& root, Action& action) {
   const auto options = std::make_shared<PlanOptions>();
   CLI::App* const app = root.add_subcommand("plan", "The exact memory a session would take; loads nothing");
   app->add_option("FILE", options->file, "A .pith file")->type_name("");
-  app->add_flag("--gpus", options->gpus, "How many GPUs the 7B, 13B and 70B shapes need, without a file");
+  CLI::Option* const gpus =
+      app->add_flag("--gpus", options->gpus, "How many GPUs the 7B, 13B and 70B shapes need, without a file");
   app->add_option("-b,--bits", options->bits, "With --gpus: bits per weight beside 16 (2.85)")
-      ->type_name("B");
+      ->type_name("B")
+      ->needs(gpus);
   app->add_flag("--json", options->json, "Print JSON");
   options->flags.add_session(*app);
   app->callback([options, &action] { action = [options] { return run(*options); }; });

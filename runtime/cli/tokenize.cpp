@@ -76,11 +76,11 @@ void add_tokenize(CLI::App& root, Action& action) {
       ->excludes(prompt);
   app->add_flag_callback(
       "--ids", [options] { options->to_text = false; }, "Text in, ids out (default)");
-  app->add_flag_callback(
+  CLI::Option* const to_text = app->add_flag_callback(
       "--text", [options] { options->to_text = true; }, "Ids in, text out");
-  app->add_flag("--bos", options->bos, "Begin with the BOS token if the model wants one");
+  app->add_flag("--bos", options->bos, "Begin with the BOS token if the model wants one")->excludes(to_text);
   app->add_flag("--special", options->special, "Special tokens: recognise their texts, or show them");
-  app->add_flag("--pieces", options->pieces, "One token a line, with its text");
+  app->add_flag("--pieces", options->pieces, "One token a line, with its text")->excludes(to_text);
   app->callback([options, prompt, &action] {
     options->has_prompt = prompt->count() > 0;
     action = [options] { return run(*options); };

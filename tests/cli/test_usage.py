@@ -40,6 +40,18 @@ class Usage(CliTest):
         for words in (["run"], ["chat"], ["eval", self.models.full], ["convert", "x"], ["inspect"], ["verify"]):
             self.fails(pith(*words), 2)
 
+    def test_options_that_would_do_nothing_are_refused(self):
+        m = self.models.full
+        for words, said in ((["eval", m, "--text", "x", "--limit", "3"], "--limit requires --task"),
+                            (["eval", m, "--task", "piqa", "--data", "x", "--items"], "--items requires --json"),
+                            (["eval", m, "--task", "piqa", "--data", "x", "--max-tokens", "9"],
+                             "--max-tokens requires --text"),
+                            (["tokenize", m, "--text", "--pieces", "-p", "3"], "--text excludes --pieces"),
+                            (["plan", m, "--bits", "3"], "--bits requires --gpus"),
+                            (["plan", "--gpus", m], "--gpus plans fixed shapes"),
+                            (["plan", "--gpus", "--ctx", "512"], "--gpus plans fixed shapes")):
+            self.fails(pith(*words), 2, said)
+
     def test_a_bad_value_is_a_usage_error_that_names_it(self):
         model = self.models.full
         self.fails(pith("run", model, "-p", "x", "--temp", "hot"), 2, "--temp: ", "hot")
