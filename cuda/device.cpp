@@ -37,9 +37,16 @@ DeviceList list_devices() {
     }
     return list;
   }
+  const auto leave_out = [&](const std::string& label, const std::string& why) {
+    list.problem += fmt::format("{}{}: {}", list.problem.empty() ? "" : "; ", label, why);
+  };
   for (int i = 0; i < n; ++i) {
     cudaDeviceProp p;
-    if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
+    if (const cudaError_t unknown = cudaGetDeviceProperties(&p, i); unknown != cudaSuccess) {
+      cudaGetLastError();
+      leave_out(fmt::format("cuda:{}", i), cudaGetErrorString(unknown));
+      continue;
+    }
     DeviceInfo info{i,
                     p.name,
                     p.major,
@@ -50,15 +57,27 @@ DeviceList list_devices() {
                     static_cast<uint64_t>(p.l2CacheSize),
                     p.sharedMemPerBlockOptin,
                     0};
-    if (info.sm() < 75) continue;
+    if (info.sm() < 75) {
+      leave_out(info.label(), fmt::format("compute capability {}.{}, pith needs 7.5", p.major, p.minor));
+      continue;
+    }
+    // A build has kernels for the targets it was made for. A device that is merely full stays: its free memory says so.
+    size_t free_bytes = 0, total = 0;
+    cudaError_t failure = cudaSetDevice(i);
+    if (failure == cudaSuccess) failure = static_cast<cudaError_t>(load_a_kernel());
+    if (failure == cudaSuccess) failure = cudaMemGetInfo(&free_bytes, &total);
+    if (failure != cudaSuccess) cudaGetLastError();
+    if (failure != cudaSuccess && failure != cudaErrorMemoryAllocation) {
+      leave_out(info.label(), fmt::format("{} (compute capability {}.{}, this build has kernels for {})",
+                                          cudaGetErrorString(failure), p.major, p.minor, PITH_CUDA_TARGETS));
+      continue;
+    }
+    info.free_bytes = free_bytes;
     if (int khz = 0; cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, i) == cudaSuccess)
       info.clock_mhz = khz / 1000;
-    size_t free_bytes = 0, total = 0;
-    if (cudaSetDevice(i) == cudaSuccess && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess)
-      info.free_bytes = free_bytes;
     list.devices.push_back(std::move(info));
   }
-  if (list.devices.empty()) list.problem = "no CUDA device of compute capability 7.5 or later";
+  if (list.devices.empty()) list.problem = "no CUDA device can be used: " + list.problem;
   return list;
 }
 

@@ -25,12 +25,14 @@ struct DeviceInfo {
   uint64_t total_bytes, free_bytes, l2_bytes, max_shared_bytes;  // of a block, opted in
   int clock_mhz;                                                 // the highest
   int sm() const { return compute_major * 10 + compute_minor; }
+  std::string label() const { return "cuda:" + std::to_string(idx) + " " + name; }  // "cuda:0 NVIDIA H200"
 };
 
-// The devices that can be used, or none and why: no driver, a driver that is too old, no device. Never throws.
+// The devices that can be used: those of compute capability 7.5 or later that this build's kernels run on. Never throws.
 struct DeviceList {
   std::vector<DeviceInfo> devices;
-  std::string problem;  // empty when there are devices
+  // Why there are none (no driver, one that is too old, no device), or which were left out and why.
+  std::string problem;
 };
 DeviceList list_devices();
 void use_device(int idx);
@@ -150,5 +152,7 @@ class Uploader {
 
 // For launchers (*.cu): throws what `cuda_error` (a cudaError_t) means. `what` is the call or the kernel.
 void check(int cuda_error, const char* what);
+// In token_ops.cu: the cudaError_t of loading a kernel on the current device. One stands for all, as all are compiled for the same targets.
+int load_a_kernel();
 
 }  // namespace pith::cuda

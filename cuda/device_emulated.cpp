@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <tuple>
 
 #include "cuda/device.h"
 #include "cuda/launch_emulated.h"
@@ -22,6 +23,7 @@ namespace pith::cuda {
 namespace {
 
 uint64_t total_bytes = uint64_t{1} << 30, used_bytes = 0;
+DeviceList listed{{{0, "emulated", 9, 0, 2, 0, 0, 1 << 20, 227 * 1024, 1000}}, ""};
 
 uint8_t* allocate(size_t n_bytes) {
   if (n_bytes == 0) return nullptr;
@@ -46,9 +48,14 @@ void emulate_memory(uint64_t n_bytes) {
 
 void check(int, const char*) {}
 
+void emulate_devices(DeviceList devices) {
+  listed = std::move(devices);
+}
+
 DeviceList list_devices() {
-  const auto [free_bytes, total] = free_memory();
-  return {{{0, "emulated", 9, 0, 2, total, free_bytes, 1 << 20, 227 * 1024, 1000}}, ""};
+  DeviceList found = listed;
+  for (DeviceInfo& device : found.devices) std::tie(device.free_bytes, device.total_bytes) = free_memory();
+  return found;
 }
 void use_device(int) {}
 std::pair<uint64_t, uint64_t> free_memory() {

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "cuda/device.h"
 #include "cuda/kernels.h"
 
 namespace pith::cuda {
@@ -11,5 +12,8 @@ void submit(StreamHandle stream, std::function<void()> work);
 
 // From now on the device has so much memory, 1 GiB before: what is there stays, what does not fit is refused as a GPU would.
 void emulate_memory(uint64_t n_bytes);
+
+// From now on list_devices() finds these, of the memory above: one of compute capability 9.0 before.
+void emulate_devices(DeviceList devices);
 
 }  // namespace pith::cuda

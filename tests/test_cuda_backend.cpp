@@ -1,7 +1,11 @@
 // The CUDA backend as it is, over the emulated device (cuda/device_emulated.cpp): every phase, the recorded graphs and the cache's
 // common form, against the CPU backend.
+//
+// Built twice: over that device (PITH_EMULATED_DEVICE; with what only it can do: be another device), and as gpu_backend for
+// tests/gpu_check.sh.
 #include <catch2/catch.hpp>
 
+#include "cuda/launch_emulated.h"
 #include "random_model.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/decoder.h"
@@ -11,6 +15,7 @@
 using namespace pith;
 using namespace pith::test;
 using Catch::Matchers::Contains;
+using Catch::Matchers::Matches;
 
 namespace {
 
@@ -307,3 +312,33 @@ TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
   CHECK(fallback.device == "cpu");
   CHECK_THAT(fallback.note, Contains(lacks));
 }
+
+#ifdef PITH_EMULATED_DEVICE
+namespace {
+
+// The device is like this one until the end of the scope.
+struct OtherDevices {
+  explicit OtherDevices(cuda::DeviceList devices) { cuda::emulate_devices(std::move(devices)); }
+  ~OtherDevices() { cuda::emulate_devices(before); }
+  const cuda::DeviceList before = cuda::list_devices();
+};
+
+}  // namespace
+
+TEST_CASE("a device that was left out is passed over where none was named, and the reason is said") {
+  const std::string reason = "cuda:0 Old: compute capability 6.0, pith needs 7.5";
+  const std::vector<BackendKind> kinds = both_kinds();
+  cuda::DeviceList list{{}, reason};
+  {
+    const OtherDevices none(list);
+    CHECK(backend_for("auto", kinds).device == std::string("cpu"));
+    CHECK_THROWS_WITH(backend_for("cuda", kinds),
+                      "device 'cuda' is not available here (" + reason + "), expected auto or cpu");
+  }
+  list.devices = cuda::list_devices().devices;
+  list.devices[0].idx = 1;
+  const OtherDevices one(list);
+  CHECK(backend_for("auto", kinds).device == std::string("cuda"));
+  CHECK_THAT(kCuda.describe(), Matches("cuda:1 emulated, compute capability 9.0, .* MB free; " + reason));
+}
+#endif

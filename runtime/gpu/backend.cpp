@@ -193,11 +193,12 @@ std::unique_ptr<Backend> create(std::shared_ptr<const Model> model, const Sessio
 BackendKind cuda_backend_kind() {
   const auto describe = [] {
     const cuda::DeviceList list = cuda::list_devices();
-    std::string text = list.problem;
+    std::string text;
     for (const cuda::DeviceInfo& d : list.devices)
-      text += fmt::format("{}cuda:{} {}, compute capability {}.{}, {} of {} MB free",
-                          text.empty() ? "" : "; ", d.idx, d.name, d.compute_major, d.compute_minor,
-                          d.free_bytes >> 20, d.total_bytes >> 20);
+      text +=
+          fmt::format("{}{}, compute capability {}.{}, {} of {} MB free", text.empty() ? "" : "; ", d.label(),
+                      d.compute_major, d.compute_minor, d.free_bytes >> 20, d.total_bytes >> 20);
+    if (!list.problem.empty()) text += (text.empty() ? "" : "; ") + list.problem;
     return text;
   };
   return {"cuda",      [] { return !cuda::list_devices().devices.empty(); },

@@ -4,7 +4,8 @@
 
 namespace pith {
 
-// "cuda" or "cuda:N". Not available without a driver and a GPU of compute capability 7.5; describe() says what is missing.
+// "cuda" or "cuda:N". Not available without a driver and a GPU of compute capability 7.5 that this build has kernels for; describe() says
+// what is missing.
 // SessionOptions::kernels: "auto", "registers", "async" or "bulk" (cuda/kernels.h, Pipeline), "-sync" after it for the form
 // without overlap.
 //
