@@ -25,16 +25,27 @@
 
 namespace pith::cuda {
 
+constexpr uint32_t kDecodeWarps = 8;  // a block
 constexpr uint32_t kRowsAhead = 4;
+
+// Query heads that a warp has at once, of all that share a KV head: kHeads of the kernel that is launched.
+inline uint32_t decode_heads(const AttentionLayer& a) {
+  const uint32_t n_group = a.n_heads / a.n_kv_heads;
+  return n_group <= 2 ? n_group : n_group <= 4 ? 4 : 8;
+}
 
 struct AttentionDecodeShared {
   uint32_t q, new_kv, merge, total;
-  PITH_SHAPE AttentionDecodeShared(const AttentionDecode& a, uint32_t n_warps, uint32_t n_heads_at_once)
+  PITH_SHAPE AttentionDecodeShared(const AttentionLayer& a, uint32_t n_warps, uint32_t n_heads_at_once)
       : q(0),
         new_kv(q + a.n_heads / a.n_kv_heads * a.head_dim * 4),
         merge(new_kv + 2 * a.head_dim * 4),
         total(merge + n_warps * n_heads_at_once * (a.head_dim + 2) * 4) {}
 };
+
+inline uint64_t decode_shared_bytes(const AttentionLayer& a) {
+  return AttentionDecodeShared(a, kDecodeWarps, decode_heads(a)).total;
+}
 
 struct SoftmaxPart {
   float largest, sum;

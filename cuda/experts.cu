@@ -7,7 +7,6 @@ namespace pith::cuda {
 namespace {
 
 constexpr uint32_t kWarps = 8, kMaxMatvecWarps = 12;  // the latter as in matvec_q24.cu
-constexpr uint32_t kSortWarps = 16;
 
 __global__ void __launch_bounds__(kWarp) choose_experts(const __grid_constant__ ChooseExperts args) {
   extern __shared__ __align__(128) uint8_t shared[];
@@ -33,7 +32,7 @@ __global__ void __launch_bounds__(kMaxMatvecWarps* kWarp, 1)
   matvec_experts_q24_body<kPipeline>(args, shared);
 }
 template <PlainKind kKind, bool kVector>
-__global__ void __launch_bounds__(kWarps* kWarp, 2)
+__global__ void __launch_bounds__(kPlainWarps* kWarp, 2)
     matvec_experts_plain(const __grid_constant__ MatvecExperts args) {
   extern __shared__ __align__(128) uint8_t shared[];
   matvec_experts_plain_body<kKind, kVector>(args, shared);
@@ -74,7 +73,7 @@ void (*choose_half(const ProductExperts& args))(ProductExperts) {
 }
 
 template <PlainKind kKind, bool kVector>
-__global__ void __launch_bounds__(kWarps* kWarp, 2)
+__global__ void __launch_bounds__(kPlainWarps* kWarp, 2)
     product_experts_plain(const __grid_constant__ ProductExperts args) {
   extern __shared__ __align__(128) uint8_t shared[];
   product_experts_plain_body<kKind, kVector>(args, shared);
@@ -86,8 +85,8 @@ void launch_plain(const MatvecExperts& args, const Launch& how) {
   launch("matvec_experts",
          plain_rows_are_vectors(w, args.x_stride) ? matvec_experts_plain<kKind, true>
                                                   : matvec_experts_plain<kKind, false>,
-         dim3(args.shape.n_blocks, args.n_active), kWarps * kWarp,
-         MatvecPlainShared(w.n_cols, kWarps, true).total, how, args);
+         dim3(args.shape.n_blocks, args.n_active), kPlainWarps * kWarp,
+         matvec_plain_shared_bytes(w.n_cols, true), how, args);
 }
 template <PlainKind kKind>
 void launch_plain(const ProductExperts& args, const Launch& how) {
@@ -95,8 +94,8 @@ void launch_plain(const ProductExperts& args, const Launch& how) {
   launch("product_experts",
          plain_rows_are_vectors(w, args.x_stride) ? product_experts_plain<kKind, true>
                                                   : product_experts_plain<kKind, false>,
-         dim3(args.n_blocks, args.stack.n_experts), kWarps * kWarp,
-         MatvecPlainShared(w.n_cols, kWarps, false).total, how, args);
+         dim3(args.n_blocks, args.stack.n_experts), kPlainWarps * kWarp,
+         matvec_plain_shared_bytes(w.n_cols, false), how, args);
 }
 
 template <typename Args>
@@ -123,9 +122,13 @@ void launch_choose_experts(const ChooseExperts& args, const Launch& how) {
          args);
 }
 
+uint64_t sort_slots_shared_bytes(uint32_t n_experts) {
+  return slot_counts_bytes(n_experts);
+}
+
 void launch_sort_slots(const SortSlots& args, const Launch& how) {
-  launch("sort_slots", sort_slots, dim3(1), kSortWarps * kWarp, sort_slots_shared_bytes(args, kSortWarps),
-         how, args);
+  launch("sort_slots", sort_slots, dim3(1), kSortWarps * kWarp, sort_slots_shared_bytes(args.n_experts), how,
+         args);
 }
 
 void launch_matvec_experts(Pipeline pipeline, const MatvecExperts& args, const Launch& how) {

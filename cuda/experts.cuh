@@ -10,6 +10,7 @@
 
 namespace pith::cuda {
 
+// At most 12 KiB: models have up to 1024 experts (models/spec.cpp).
 inline uint32_t choose_experts_shared_bytes(const ChooseExperts& args) {
   return (args.n_experts + 2 * args.n_active) * 4;
 }
@@ -56,8 +57,9 @@ PITH_DEVICE void choose_experts_body(const ChooseExperts& args, uint8_t* shared)
   }
 }
 
-inline uint32_t sort_slots_shared_bytes(const SortSlots& args, uint32_t n_warps) {
-  return (n_warps + 1) * args.n_experts * 4;
+constexpr uint32_t kSortWarps = 16;
+inline uint64_t slot_counts_bytes(uint64_t n_experts) {
+  return (kSortWarps + 1) * n_experts * 4;
 }
 // One block. Warp w has an equal run of the tokens and counts its choices in a row of its own; a token's experts are different ones, so that
 // its lanes count at once. `shared`: [n_warps + 1][n_experts] counts, the last row for all warps together.

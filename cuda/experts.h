@@ -55,6 +55,7 @@ struct SortSlots {
   ExpertSlots to;
 };
 void launch_sort_slots(const SortSlots& args, const Launch& how);
+uint64_t sort_slots_shared_bytes(uint32_t n_experts);
 
 // One token: row i of out = expert i's matrix times row i of x.
 struct MatvecExperts {

@@ -94,10 +94,11 @@ struct MatvecQ24 {
   Output output;
   MatvecShape shape;
 };
-// A good cut for a device of n_multiprocessors whose blocks may have max_shared_bytes.
+// A good cut for a device of n_multiprocessors whose blocks may have max_shared_bytes; where none fits, the smallest.
 MatvecShape choose_matvec_shape(Pipeline pipeline, const Q24Weights& w, bool synchronous,
                                 uint32_t n_multiprocessors, uint64_t max_shared_bytes);
-// Bytes of shared memory a block; more than the device has is the caller's mistake.
+// Bytes of shared memory a block, as of every *_shared_bytes; more than the device has is the caller's mistake. Kernels without such a
+// function fit every target.
 uint64_t matvec_q24_shared_bytes(Pipeline pipeline, uint32_t padded_cols, const MatvecShape& shape);
 // One token: norm, quantization, product, epilogue. With n_stages = 1 the pipeline is synchronous.
 void launch_matvec_q24(Pipeline pipeline, const MatvecQ24& args, const Launch& how);
@@ -118,6 +119,12 @@ struct MatvecPlain {
   uint32_t n_blocks = 1;
 };
 void launch_matvec_plain(const MatvecPlain& args, const Launch& how);
+// Whether x goes to shared memory: one token's does where there is a norm or room on every target.
+inline bool shares_input(uint32_t n_tokens, uint32_t n_cols, bool has_norm) {
+  return n_tokens == 1 && (has_norm || n_cols <= 12288);
+}
+// shared_input: shares_input's answer; of an expert's product with one token it is always yes.
+uint64_t matvec_plain_shared_bytes(uint32_t n_cols, bool shared_input);
 
 // ---- Several tokens at once (prefill) ----
 
@@ -256,6 +263,8 @@ void launch_append_tokens(const AttentionPrefill& args, const Launch& how);
 void launch_attention_prefill(const AttentionPrefill& args, const Launch& how);
 
 void launch_attention_decode(const AttentionDecode& args, uint32_t n_splits, const Launch& how);
+// Of the numbers of heads and head_dim alone.
+uint64_t attention_decode_shared_bytes(const AttentionLayer& layer);
 
 // ---- Products in float32 (calibration) ----
 

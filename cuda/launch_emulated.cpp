@@ -12,16 +12,21 @@
 #include "cuda/matvec_plain.cuh"
 #include "cuda/matvec_q24.cuh"
 #include "cuda/token_ops.cuh"
+#include "format/error.h"
 
 namespace pith::cuda {
 
 namespace {
 
-constexpr uint32_t kWarps = 2;  // of kernels that work with any number: fibers are slow
+// Of kernels that work with any number: fibers are slow. Where the number decides about shared memory, it is the GPU's.
+constexpr uint32_t kWarps = 2;
 
 template <typename Args>
 void launch(void (*body)(const Args&, uint8_t*), const emulation::Grid& grid, size_t shared_bytes,
             const Launch& how, const Args& args) {
+  if (const uint64_t limit = list_devices().devices.at(0).max_shared_bytes; shared_bytes > limit)
+    throw_error(ErrorCode::kUnsupported,
+                "cuda: a launch with {} bytes of shared memory a block, there are {}", shared_bytes, limit);
   submit(how.stream,
          [=] { emulation::run(grid, shared_bytes, [&](uint8_t* shared) { body(args, shared); }); });
 }
@@ -100,8 +105,7 @@ template <uint32_t kHeads>
 void launch_decode(const AttentionDecode& args, uint32_t n_splits, const Launch& how) {
   launch<AttentionDecode>(
       args.k_scale ? attention_decode_body<kHeads, true> : attention_decode_body<kHeads, false>,
-      {args.n_kv_heads, n_splits, kWarps * kWarp}, AttentionDecodeShared(args, kWarps, kHeads).total, how,
-      args);
+      {args.n_kv_heads, n_splits, kDecodeWarps * kWarp}, attention_decode_shared_bytes(args), how, args);
 }
 
 template <uint32_t kDim>
@@ -127,14 +131,18 @@ void launch_matvec_q24(Pipeline pipeline, const MatvecQ24& args, const Launch& h
                     matvec_q24_shared_bytes(pipeline, args.w.padded_cols, args.shape), how, args);
 }
 
+uint64_t matvec_plain_shared_bytes(uint32_t n_cols, bool shared_input) {
+  return plain_shared_bytes(n_cols, shared_input);
+}
+
 void launch_matvec_plain(const MatvecPlain& args, const Launch& how) {
   const bool vector = plain_rows_are_vectors(args.w, args.x_stride), one = one_token_shared(args);
   for_kind(args.w.kind, [&](auto kind) {
     launch<MatvecPlain>(one      ? vector ? matvec_plain<kind, true, true> : matvec_plain<kind, false, true>
                              : vector ? matvec_plain<kind, true, false>
                                  : matvec_plain<kind, false, false>,
-                        {args.n_blocks, 1, kWarps * kWarp},
-                        MatvecPlainShared(args.w.n_cols, kWarps, one).total, how, args);
+                        {args.n_blocks, 1, kPlainWarps * kWarp},
+                        matvec_plain_shared_bytes(args.w.n_cols, one), how, args);
   });
 }
 
@@ -192,16 +200,21 @@ void launch_attention_prefill(const AttentionPrefill& args, const Launch& how) {
     launch_prefill<256>(args, how);
 }
 
+uint64_t attention_decode_shared_bytes(const AttentionLayer& layer) {
+  return decode_shared_bytes(layer);
+}
+
 void launch_attention_decode(const AttentionDecode& args, uint32_t n_splits, const Launch& how) {
-  const uint32_t group = args.n_heads / args.n_kv_heads;
-  if (group == 1)
-    launch_decode<1>(args, n_splits, how);
-  else if (group == 2)
-    launch_decode<2>(args, n_splits, how);
-  else if (group <= 4)
-    launch_decode<4>(args, n_splits, how);
-  else
-    launch_decode<8>(args, n_splits, how);
+  switch (decode_heads(args)) {
+    case 1:
+      return launch_decode<1>(args, n_splits, how);
+    case 2:
+      return launch_decode<2>(args, n_splits, how);
+    case 4:
+      return launch_decode<4>(args, n_splits, how);
+    default:
+      return launch_decode<8>(args, n_splits, how);
+  }
 }
 
 void launch_choose_experts(const ChooseExperts& args, const Launch& how) {
@@ -209,8 +222,12 @@ void launch_choose_experts(const ChooseExperts& args, const Launch& how) {
                         how, args);
 }
 
+uint64_t sort_slots_shared_bytes(uint32_t n_experts) {
+  return slot_counts_bytes(n_experts);
+}
+
 void launch_sort_slots(const SortSlots& args, const Launch& how) {
-  launch<SortSlots>(sort_slots_body, {1, 1, kWarps * kWarp}, sort_slots_shared_bytes(args, kWarps), how,
+  launch<SortSlots>(sort_slots_body, {1, 1, kSortWarps * kWarp}, sort_slots_shared_bytes(args.n_experts), how,
                     args);
 }
 
@@ -227,8 +244,8 @@ void launch_matvec_experts(Pipeline pipeline, const MatvecExperts& args, const L
   for_kind(like.plain.kind, [&](auto kind) {
     launch<MatvecExperts>(
         vector ? matvec_experts_plain_body<kind, true> : matvec_experts_plain_body<kind, false>,
-        {args.shape.n_blocks, args.n_active, kWarps * kWarp},
-        MatvecPlainShared(like.plain.n_cols, kWarps, true).total, how, args);
+        {args.shape.n_blocks, args.n_active, kPlainWarps * kWarp},
+        matvec_plain_shared_bytes(like.plain.n_cols, true), how, args);
   });
 }
 
@@ -253,8 +270,8 @@ void launch_product_experts(const ProductExperts& args, const Launch& how) {
   for_kind(like.plain.kind, [&](auto kind) {
     launch<ProductExperts>(
         vector ? product_experts_plain_body<kind, true> : product_experts_plain_body<kind, false>,
-        {args.n_blocks, args.stack.n_experts, kWarps * kWarp},
-        MatvecPlainShared(like.plain.n_cols, kWarps, false).total, how, args);
+        {args.n_blocks, args.stack.n_experts, kPlainWarps * kWarp},
+        matvec_plain_shared_bytes(like.plain.n_cols, false), how, args);
   });
 }
 

@@ -5,10 +5,9 @@
 namespace pith::cuda {
 namespace {
 
-constexpr uint32_t kWarps = 8;
-
 template <PlainKind kKind, bool kVector, bool kOneToken>
-__global__ void __launch_bounds__(kWarps* kWarp, 2) matvec_plain(const __grid_constant__ MatvecPlain args) {
+__global__ void __launch_bounds__(kPlainWarps* kWarp, 2)
+    matvec_plain(const __grid_constant__ MatvecPlain args) {
   extern __shared__ __align__(128) uint8_t shared[];
   matvec_plain_body<kKind, kVector, kOneToken>(args.w, args.input, args.output, args.n_tokens, args.x_stride,
                                                args.out_stride, shared);
@@ -19,7 +18,7 @@ void launch_tokens(const MatvecPlain& args, const Launch& how) {
   launch("matvec_plain",
          plain_rows_are_vectors(args.w, args.x_stride) ? matvec_plain<kKind, true, kOneToken>
                                                        : matvec_plain<kKind, false, kOneToken>,
-         dim3(args.n_blocks), kWarps * kWarp, MatvecPlainShared(args.w.n_cols, kWarps, kOneToken).total, how,
+         dim3(args.n_blocks), kPlainWarps * kWarp, matvec_plain_shared_bytes(args.w.n_cols, kOneToken), how,
          args);
 }
 template <PlainKind kKind>
@@ -31,6 +30,10 @@ void launch_kind(const MatvecPlain& args, const Launch& how) {
 }
 
 }  // namespace
+
+uint64_t matvec_plain_shared_bytes(uint32_t n_cols, bool shared_input) {
+  return plain_shared_bytes(n_cols, shared_input);
+}
 
 void launch_matvec_plain(const MatvecPlain& args, const Launch& how) {
   switch (args.w.kind) {

@@ -18,6 +18,7 @@
 
 namespace pith::cuda {
 
+constexpr uint32_t kPlainWarps = 8;  // a block
 constexpr uint32_t kAhead = 4;
 constexpr uint32_t kMatvecTokens = 4;
 
@@ -109,9 +110,11 @@ struct MatvecPlainShared {
       : scratch(one_token ? (n_cols * 4 + 127) / 128 * 128 : 0), total(scratch + 2 * n_warps * 4) {}
 };
 
-// Whether x goes to shared memory: one token's does where there is a norm or room on every target.
+inline uint64_t plain_shared_bytes(uint32_t n_cols, bool one_token) {
+  return MatvecPlainShared(n_cols, kPlainWarps, one_token).total;
+}
 inline bool one_token_shared(const MatvecPlain& args) {
-  return args.n_tokens == 1 && (args.input.norm != nullptr || args.w.n_cols <= 12288);
+  return shares_input(args.n_tokens, args.w.n_cols, args.input.norm != nullptr);
 }
 
 // kOneToken: n_tokens is 1, and x is normed into shared memory.

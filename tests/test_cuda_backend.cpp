@@ -15,6 +15,7 @@
 using namespace pith;
 using namespace pith::test;
 using Catch::Matchers::Contains;
+using Catch::Matchers::EndsWith;
 using Catch::Matchers::Matches;
 
 namespace {
@@ -316,7 +317,7 @@ TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
 #ifdef PITH_EMULATED_DEVICE
 namespace {
 
-// The device is like this one until the end of the scope.
+// The devices are these until the end of the scope.
 struct OtherDevices {
   explicit OtherDevices(cuda::DeviceList devices) { cuda::emulate_devices(std::move(devices)); }
   ~OtherDevices() { cuda::emulate_devices(before); }
@@ -324,6 +325,72 @@ struct OtherDevices {
 };
 
 }  // namespace
+
+TEST_CASE(
+    "a model that takes more shared memory than the device has is refused, and auto runs it on the CPU") {
+  const cuda::DeviceInfo t4{0, "T4", 7, 5, 2, 0, 0, 1 << 20, 65536, 1000};
+  ModelSpec spec = plain_spec();
+  spec.n_layers = 1, spec.layers.resize(1);
+  spec.n_kv_heads = 1;
+  const auto attention = [&](uint32_t n_heads) {
+    ModelSpec s = spec;
+    s.n_heads = n_heads, s.head_dim = 256;
+    return s;
+  };
+  const auto experts = [&](uint32_t n, uint32_t ffn_dim) {
+    ModelSpec s = spec;
+    s.n_experts = n, s.n_active_experts = 1, s.dim = 8, s.ffn_dim = ffn_dim;
+    return s;
+  };
+  const auto wide = [&](uint32_t dim) {
+    ModelSpec s = spec;
+    s.dim = dim;
+    s.vocab_size = 8, s.ffn_dim = 16, s.n_heads = 1;
+    return s;
+  };
+  const auto deep = [&](uint32_t ffn_dim) {
+    ModelSpec s = spec;
+    s.dim = 16, s.ffn_dim = ffn_dim;
+    return s;
+  };
+  struct Case {
+    ModelSpec spec;
+    TensorKind kind;
+    std::string refused;  // what, or empty: it runs
+  };
+  for (const Case& c :
+       {Case{attention(4), TensorKind::kF16, ""},
+        {attention(5), TensorKind::kF16, "attention of 5 heads of 256 for each KV head takes 73216"},
+        {experts(963, 16), TensorKind::kF16, ""},
+        {experts(964, 16), TensorKind::kF16, "a choice of 964 experts takes 65552"},
+        {experts(2, 16354), TensorKind::kF16, "a product over 16354 columns takes 65600"},
+        {wide(16352), TensorKind::kF32, ""},
+        {wide(16354), TensorKind::kF32, "a product over 16354 columns takes 65600"},
+        {deep(16354), TensorKind::kF32, ""},  // its input has no norm
+        {wide(55424), TensorKind::kQ24, ""},
+        {wide(55425), TensorKind::kQ24, "a product over 55425 columns takes 65664"}}) {
+    INFO("dim " << c.spec.dim << " ffn_dim " << c.spec.ffn_dim << " experts " << c.spec.n_experts);
+    const Fixture f(c.spec, {c.kind});
+    const OtherDevices other({{t4}, ""});
+    const SessionOptions options = split_options("auto", kGpuLayersDefault);
+    free_bytes = uint64_t{1} << 40;
+    const Placement placement = place(*f.model, options, both_kinds());
+    if (c.refused.empty()) {
+      CHECK(placement.note == "");
+      CHECK(placement.device == "cuda");
+      const auto backend = open_placed(f.model, options, placement, both_kinds());
+      // Each launch fits. Prompts have kernels of their own that grow with the model only where there are experts.
+      const bool prompt = c.spec.n_experts != 0;
+      f.run(*backend, random_ids(3, c.spec.vocab_size),
+            prompt ? std::vector<uint32_t>{2, 1} : std::vector<uint32_t>{1});
+    } else {
+      CHECK(placement.device == "cpu");
+      CHECK_THAT(placement.note,
+                 Contains(c.refused) && EndsWith(" bytes of shared memory a block, T4 has 65536"));
+      CHECK_THROWS_WITH(f.open(kCuda), Contains(c.refused));
+    }
+  }
+}
 
 TEST_CASE("a device that was left out is passed over where none was named, and the reason is said") {
   const std::string reason = "cuda:0 Old: compute capability 6.0, pith needs 7.5";

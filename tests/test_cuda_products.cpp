@@ -4,6 +4,7 @@
 // the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
 #include <catch2/catch.hpp>
 
+#include "cuda/experts.h"
 #include "cuda_testing.h"
 
 namespace pith::cuda {
@@ -339,6 +340,26 @@ TEST_CASE("blocks of 256 rows are chosen where they fit and leave no multiproces
   CHECK(2 * (gemm_half_shared_bytes(true, true, 1) + 1024) <=
         233472);  // two blocks of one group on a multiprocessor
   CHECK(2 * (gemm_half_shared_bytes(true, false, 1) + 1024) <= 233472);
+}
+
+TEST_CASE("what a block takes of shared memory grows with heads, experts and columns") {
+  constexpr uint64_t kRtx4090 = 101376, kT4 = 65536;
+  const auto attention = [](uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim) {
+    AttentionLayer layer{};
+    layer.n_heads = n_heads, layer.n_kv_heads = n_kv_heads, layer.head_dim = head_dim;
+    return attention_decode_shared_bytes(layer);
+  };
+  CHECK(attention(8, 2, 256) <= kT4);
+  CHECK(attention(5, 1, 256) == 4 * (5 * 256 + 2 * 256 + 8 * 8 * 258));
+  CHECK(attention(64, 2, 256) <= kRtx4090);
+  CHECK(attention(66, 2, 256) > kRtx4090);
+  CHECK(sort_slots_shared_bytes(963) <= kT4);
+  CHECK(sort_slots_shared_bytes(964) > kT4);
+  CHECK(matvec_plain_shared_bytes(16352, true) <= kT4);
+  CHECK(matvec_plain_shared_bytes(16353, true) > kT4);
+  CHECK(matvec_plain_shared_bytes(65472, shares_input(1, 65472, false)) <= kT4);
+  CHECK(matvec_q24_shared_bytes(Pipeline::kRegisters, 55424, {1, 1, 1}) <= kT4);
+  CHECK(matvec_q24_shared_bytes(Pipeline::kRegisters, 55488, {1, 1, 1}) > kT4);
 }
 
 TEST_CASE("the 16-bit product of 16-bit weights equals the reference, by warpgroups and by warps") {

@@ -160,7 +160,8 @@ MemoryPlan plan_on(const Model& model, const SessionOptions& options, const Laye
   check_supported(model.spec(), device);
   const Kernels kernels = choose_kernels(options.kernels, device);  // a plan refuses what a session would
   DeviceArena weights_arena, cache_arena, scratch_arena;
-  const Weights weights(model, range, weights_arena);
+  Weights weights(model, range, weights_arena);
+  weights.choose_shapes(kernels.pipeline, kernels.synchronous, device);
   const Cache cache(model.spec(), options.kv, options.n_ctx, range, cache_arena);
   const Scratch scratch(model.spec(), weights, options, static_cast<uint32_t>(device.n_multiprocessors),
                         kernels.warpgroups, scratch_arena);

@@ -1,6 +1,7 @@
 // See choice.h.
 #include "runtime/gpu/choice.h"
 
+#include "cuda/experts.h"
 #include "format/error.h"
 
 namespace pith::gpu {
@@ -40,11 +41,27 @@ Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
               "kernels '{}', expected auto, registers, async or bulk, with or without -sync", name);
 }
 
-void check_supported(const ModelSpec& spec, const DeviceInfo&) {
+void check_supported(const ModelSpec& spec, const DeviceInfo& device) {
   constexpr uint32_t kMaxHeadDim = 256;
   if (spec.head_dim % 8 != 0 || spec.head_dim > kMaxHeadDim)
     throw_error(ErrorCode::kUnsupported, "cuda: head_dim of {}, expected a multiple of 8 up to {}",
                 spec.head_dim, kMaxHeadDim);
+  AttentionLayer attention{};
+  attention.n_heads = spec.n_heads;
+  attention.n_kv_heads = spec.n_kv_heads;
+  attention.head_dim = spec.head_dim;
+  require_shared(attention_decode_shared_bytes(attention),
+                 fmt::format("attention of {} heads of {} for each KV head", spec.n_heads / spec.n_kv_heads,
+                             spec.head_dim),
+                 device);
+  require_shared(sort_slots_shared_bytes(spec.n_experts),
+                 fmt::format("a choice of {} experts", spec.n_experts), device);
+}
+
+void require_shared(uint64_t n_bytes, const std::string& what, const DeviceInfo& device) {
+  if (n_bytes > device.max_shared_bytes)
+    throw_error(ErrorCode::kUnsupported, "cuda: {} takes {} bytes of shared memory a block, {} has {}", what,
+                n_bytes, device.name, device.max_shared_bytes);
 }
 
 }  // namespace pith::gpu

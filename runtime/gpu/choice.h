@@ -18,7 +18,9 @@ struct Kernels {
 };
 Kernels choose_kernels(const std::string& name, const cuda::DeviceInfo& device);
 
-// Throws kUnsupported naming what the kernels lack.
+// Throws kUnsupported naming what the kernels lack. What depends on the matrices is checked by Weights::choose_shapes.
 void check_supported(const ModelSpec& spec, const cuda::DeviceInfo& device);
+// Throws kUnsupported unless a block of the device may have so much shared memory, which `what` takes.
+void require_shared(uint64_t n_bytes, const std::string& what, const cuda::DeviceInfo& device);
 
 }  // namespace pith::gpu

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "runtime/gpu/choice.h"
+
 namespace pith::gpu {
 
 namespace {
@@ -12,7 +14,10 @@ constexpr uint64_t kReadableAfter = 1024;  // after a Q24 tensor, see matvec_q24
 }  // namespace
 
 Weights::Weights(const Model& model, const LayerRange& layer_range, DeviceArena& arena)
-    : range(layer_range), tied_(model.spec().tied_embeddings), n_active_(model.spec().n_active_experts) {
+    : range(layer_range),
+      tied_(model.spec().tied_embeddings),
+      pre_norms_(model.spec().pre_norms),
+      n_active_(model.spec().n_active_experts) {
   for (const Tensor& tensor : model.container().tensors())
     if (needs(tensor.name))
       places_[tensor.name] = arena.take<uint8_t>(checked_add(tensor.size_bytes, kReadableAfter));
@@ -134,27 +139,34 @@ void Weights::sort_outliers(const cuda::Launch& how) const {
 }
 
 void Weights::choose_shapes(cuda::Pipeline pipeline, bool synchronous, const cuda::DeviceInfo& device) {
-  const auto choose = [&](const cuda::Q24Weights& w, uint32_t n_multiprocessors) {
-    return cuda::choose_matvec_shape(pipeline, w, synchronous, n_multiprocessors, device.max_shared_bytes);
+  const auto choose = [&](bool is_q24, const cuda::Q24Weights& q24, const cuda::PlainWeights& plain,
+                          bool shared_input, uint32_t n_multiprocessors) {
+    cuda::MatvecShape shape{n_multiprocessors, 0, 0};
+    if (is_q24)
+      shape =
+          cuda::choose_matvec_shape(pipeline, q24, synchronous, n_multiprocessors, device.max_shared_bytes);
+    require_shared(is_q24 ? cuda::matvec_q24_shared_bytes(pipeline, q24.padded_cols, shape)
+                          : cuda::matvec_plain_shared_bytes(plain.n_cols, shared_input),
+                   fmt::format("a product over {} columns", is_q24 ? q24.n_cols : plain.n_cols), device);
+    return shape;
   };
   const uint32_t n = static_cast<uint32_t>(device.n_multiprocessors);
-  const auto linear = [&](Linear& m) {
-    m.shape.n_blocks = n;
-    if (m.is_q24) m.shape = choose(m.q24, n);
+  const auto linear = [&](Linear& m, bool has_norm) {
+    m.shape = choose(m.is_q24, m.q24, m.plain, cuda::shares_input(1, m.n_cols, has_norm), n);
   };
   // The chosen experts share the device.
-  const auto stack = [&](ExpertLinear& e, uint32_t n_active) {
-    const uint32_t share = std::max((n + n_active - 1) / n_active, 1u);
-    e.shape.n_blocks = share;
-    if (e.stack.is_q24) e.shape = choose(e.stack.like.q24, share);
+  const auto stack = [&](ExpertLinear& e) {
+    const cuda::ExpertMatrix& like = e.stack.like;
+    e.shape =
+        choose(e.stack.is_q24, like.q24, like.plain, true, std::max((n + n_active_ - 1) / n_active_, 1u));
   };
-  linear(embed);
-  linear(head);
+  linear(head, true);
   for (LayerWeights& w : layers) {
-    for (Linear* m : {&w.qkv, &w.attn_out, &w.gate_up, &w.down, &w.router}) linear(*m);
+    for (Linear* m : {&w.qkv, &w.gate_up, &w.router}) linear(*m, pre_norms_);
+    for (Linear* m : {&w.attn_out, &w.down}) linear(*m, false);
     if (w.expert_down.stack.n_experts == 0) continue;
-    stack(w.expert_gate_up, n_active_);
-    stack(w.expert_down, n_active_);
+    stack(w.expert_gate_up);
+    stack(w.expert_down);
   }
 }
 

@@ -38,7 +38,7 @@ struct Weights {
   Weights(const Model& model, const LayerRange& layer_range, DeviceArena& arena);
   void upload(const Model& model) const;
   void sort_outliers(const cuda::Launch& how) const;  // after upload
-  // How matrix-vector products are cut up on this device.
+  // How matrix-vector products are cut up on this device. Throws kUnsupported where a block lacks the shared memory for one.
   void choose_shapes(cuda::Pipeline pipeline, bool synchronous, const cuda::DeviceInfo& device);
   const LayerWeights& layer(uint32_t i) const { return layers[i - range.begin]; }
 
@@ -58,7 +58,7 @@ struct Weights {
                        DeviceArena& arena);
   LayerWeights layer_weights(const Model& model, uint32_t i, DeviceArena& arena);
 
-  bool tied_;
+  bool tied_, pre_norms_;
   uint32_t n_active_;
   std::unordered_map<std::string, uint8_t*> places_;
 };
