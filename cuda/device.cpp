@@ -106,7 +106,10 @@ DeviceBuffer::~DeviceBuffer() {
   cudaFree(data_);
 }
 void DeviceBuffer::fill(int byte) {
-  if (n_bytes_) check(cudaMemset(data_, byte, n_bytes_), "cudaMemset");
+  if (n_bytes_ == 0) return;
+  check(cudaMemset(data_, byte, n_bytes_), "cudaMemset");
+  // It may return before it is done, and a Stream does not wait for the default stream, where it runs.
+  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
 }
 
 PinnedBuffer::PinnedBuffer(size_t n_bytes) : n_bytes_(n_bytes) {

@@ -53,7 +53,7 @@ class DeviceBuffer {
     return reinterpret_cast<T*>(data_);
   }
   size_t size_bytes() const { return n_bytes_; }
-  void fill(int byte);  // synchronous
+  void fill(int byte);  // done when it returns, whatever stream goes on
 
  private:
   void swap(DeviceBuffer& other) noexcept {

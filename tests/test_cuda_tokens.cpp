@@ -1,8 +1,10 @@
-// Kernels of whole tokens: embedding rows, norms.
+// Kernels of whole tokens: embedding rows, norms; what the kernels' memory is filled with.
 //
 // Built twice: linked with the emulated device (bodies as C++, under ASan and UBSan in the sanitizer build), and into gpu_kernels with
 // the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
 #include <catch2/catch.hpp>
+#include <chrono>
+#include <thread>
 
 #include "cuda_testing.h"
 
@@ -30,6 +32,22 @@ TEST_CASE("embed equals the scalar decode of a row") {
     for (uint32_t c = 0; c < 300; ++c)
       REQUIRE(found[t * 300 + c] == Approx(row[c]).epsilon(1e-6).margin(1e-6));
   }
+}
+
+// Streams do not wait for the stream that fills. On a GPU a fill of this size takes longer than the copy behind it; before it is looked
+// at, a fill that was still under way has had the time to end.
+TEST_CASE("a buffer is filled when fill returns") {
+  DeviceBuffer buffer(size_t{256} << 20);
+  const std::vector<uint32_t> expected(64, 0x12345678);
+  const size_t at = buffer.size_bytes() - expected.size() * 4;
+  buffer.fill(0);
+  stream().copy_to_device(buffer.data() + at, expected.data(), expected.size() * 4);
+  stream().wait();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  std::vector<uint32_t> found(expected.size());
+  stream().copy_to_host(found.data(), buffer.data() + at, found.size() * 4);
+  stream().wait();
+  CHECK(found == expected);
 }
 
 TEST_CASE("norm_tokens normalizes, scales and adds") {
