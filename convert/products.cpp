@@ -35,10 +35,10 @@ Products Products::open(const std::string& device, uint32_t n_threads, const Mod
   if (std::strcmp(backend_for(device).device, "cpu") == 0) return n_threads;
   const cuda::DeviceInfo found = gpu::find_device(device);
   const uint64_t needed = gpu::products_bytes(spec);
-  Products products(n_threads, gpu::make_products(found, n_threads));
-  if (found.free_bytes >= needed) return products;
+  // Before anything is made there: on a device that is full not even a stream can be.
+  if (found.free_bytes >= needed) return {n_threads, gpu::make_products(found, n_threads)};
   const std::string problem =
-      fmt::format("{} has {:.1f} GB free, calibration's products take {:.1f}", products.device_name(),
+      fmt::format("{} has {:.1f} GB free, calibration's products take {:.1f}", found.label(),
                   1e-9 * static_cast<double>(found.free_bytes), 1e-9 * static_cast<double>(needed));
   if (device != "auto") throw_error(ErrorCode::kOutOfMemory, "{}: --device cpu needs no GPU", problem);
   notes.push_back(problem + ": they run on the CPU");

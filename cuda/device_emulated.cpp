@@ -82,7 +82,10 @@ PinnedBuffer::~PinnedBuffer() {
   std::free(data_);
 }
 
-Stream::Stream() : handle_(new CUstream_st) {}
+Stream::Stream() {
+  if (free_memory().first == 0) throw_error(ErrorCode::kOutOfMemory, "cuda: cudaStreamCreate: out of memory");
+  handle_ = new CUstream_st;
+}
 Stream::~Stream() {
   delete handle_;
 }

@@ -239,6 +239,11 @@ TEST_CASE("a GPU without room is refused by name, and passed over where none was
   options.device = "cuda";
   CHECK_THAT(failure(checkpoint, options),
              Contains("calibration's products take 0.8: --device cpu needs no GPU"));
+  cuda::emulate_memory(0);
+  options.device = "auto";
+  CHECK((converted(checkpoint, options, &report) == by_cpu));
+  REQUIRE(report.notes.size() == 1);
+  CHECK_THAT(report.notes[0], Contains("cuda:0 emulated has 0.0 GB free, calibration's products take 0.8"));
   cuda::emulate_memory(uint64_t{1} << 30);
 }
 

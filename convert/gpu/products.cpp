@@ -71,7 +71,7 @@ class GpuProducts final : public DeviceProducts {
     lanes_.resize(kLanes);
   }
 
-  std::string name() const override { return fmt::format("cuda:{} {}", device_.idx, device_.name); }
+  std::string name() const override { return device_.label(); }
 
   std::shared_ptr<const DeviceMatrix> upload(const float* w, uint32_t m, uint32_t k) override {
     start();
