@@ -3,7 +3,7 @@
 // captured into a CUDA graph, and results depend on shapes and launch settings only: no float is added atomically.
 //
 // Pointers are device memory unless a name ends in _host. Brackets are row-major. All launches return at once; an error of
-// the launch itself throws Error(kInternal) naming the kernel.
+// the launch itself throws as device.h says, naming the kernel.
 #pragma once
 #include <cstdint>
 

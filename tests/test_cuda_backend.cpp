@@ -301,7 +301,7 @@ TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
 
   options.device = "cuda:7";
   CHECK_THROWS_WITH(kCuda.plan(*f.model, options, all_layers(f.model->spec())),
-                    "device 'cuda:7', expected cuda:0 to cuda:0");
+                    "device 'cuda:7', expected cuda:0");
   ModelSpec odd = plain_spec();
   odd.head_dim = 12;
   odd.ropes = {{{1.0f, 0.4f}, 1}};
@@ -404,8 +404,12 @@ TEST_CASE("a device that was left out is passed over where none was named, and t
   }
   list.devices = cuda::list_devices().devices;
   list.devices[0].idx = 1;
-  const OtherDevices one(list);
+  list.devices.push_back(list.devices[0]);
+  list.devices[1].idx = 2;
+  const OtherDevices two(list);
   CHECK(backend_for("auto", kinds).device == std::string("cuda"));
+  CHECK_THROWS_WITH(kCuda.free_bytes("cuda:0"),
+                    "device 'cuda:0', expected cuda:1 or cuda:2 (" + reason + ")");
   CHECK_THAT(kCuda.describe(), Matches("cuda:1 emulated, compute capability 9.0, .* MB free; " + reason));
 }
 #endif

@@ -13,10 +13,13 @@ DeviceInfo find_device(const std::string& device) {
   if (list.devices.empty()) throw_error(ErrorCode::kUnsupported, "device '{}': {}", device, list.problem);
   const size_t colon = device.find(':');
   if (colon == std::string::npos) return list.devices.front();
-  for (const DeviceInfo& info : list.devices)
+  std::string known;
+  for (const DeviceInfo& info : list.devices) {
     if (std::to_string(info.idx) == device.substr(colon + 1)) return info;
-  throw_error(ErrorCode::kInvalidArgument, "device '{}', expected cuda:0 to cuda:{}", device,
-              list.devices.size() - 1);
+    known += fmt::format("{}cuda:{}", known.empty() ? "" : " or ", info.idx);
+  }
+  throw_error(ErrorCode::kInvalidArgument, "device '{}', expected {}{}", device, known,
+              list.problem.empty() ? "" : fmt::format(" ({})", list.problem));
 }
 
 Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
