@@ -76,6 +76,7 @@ class Import {
   void read_added_from_config();
   void mark_named_specials();
   int32_t find(const std::string& text) const;
+  int32_t find_control_piece(const std::string& text) const;
   void mark_special(const std::string& text);
   std::vector<std::pair<std::string, uint32_t>> config_ids(const char* key) const;
   void choose_bos();
@@ -192,6 +193,13 @@ int32_t Import::find(const std::string& text) const {
   return -1;
 }
 
+// find() among the control pieces of the sentencepiece model, -1 elsewhere: an added token's id may lie beyond its pieces.
+int32_t Import::find_control_piece(const std::string& text) const {
+  const int32_t id = find(text);
+  const bool is_piece = id >= 0 && static_cast<size_t>(id) < pieces_.pieces.size();
+  return is_piece && pieces_.pieces[static_cast<size_t>(id)].type == PieceType::kControl ? id : -1;
+}
+
 void Import::mark_special(const std::string& text) {
   const int32_t id = find(text);
   if (id < 0 || text.empty()) return;
@@ -253,9 +261,7 @@ void Import::choose_bos() {
   } else if (!said) {
     if (const auto named = token_name(special_map_, "bos_token")) bos_id_ = find(*named);
     if (bos_id_ < 0 && first_special_) bos_id_ = find(*first_special_);
-    if (bos_id_ < 0 && !sentencepiece_.empty() && find(bos_piece_) >= 0 &&
-        pieces_.pieces[static_cast<size_t>(find(bos_piece_))].type == PieceType::kControl)
-      bos_id_ = find(bos_piece_);
+    if (bos_id_ < 0) bos_id_ = find_control_piece(bos_piece_);
     if (bos_id_ < 0)
       if (const auto ids = config_ids("bos_token_id"); !ids.empty())
         bos_id_ = static_cast<int32_t>(ids[0].second);
@@ -278,11 +284,8 @@ void Import::collect_eos() {
     if (const auto name = token_name(*source, "eos_token"))
       if (const int32_t id = find(*name); id >= 0) eos_ids_.push_back(static_cast<uint32_t>(id));
   for (const auto& [where, id] : config_ids("eos_token_id")) eos_ids_.push_back(id);
-  if (!sentencepiece_.empty())
-    if (const int32_t id = find(eos_piece_);
-        id >= 0 && static_cast<size_t>(id) < pieces_.pieces.size() &&
-        pieces_.pieces[static_cast<size_t>(id)].type == PieceType::kControl)
-      eos_ids_.push_back(static_cast<uint32_t>(id));
+  if (const int32_t id = find_control_piece(eos_piece_); id >= 0)
+    eos_ids_.push_back(static_cast<uint32_t>(id));
   std::sort(eos_ids_.begin(), eos_ids_.end());
   eos_ids_.erase(std::unique(eos_ids_.begin(), eos_ids_.end()), eos_ids_.end());
 }

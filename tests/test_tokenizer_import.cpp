@@ -25,6 +25,15 @@ TEST_CASE("end of sequence is the union of all sources") {
   CHECK(tokenizer->bos_id() == -1);  // null in tokenizer_config.json is an answer
 }
 
+TEST_CASE("an added token beyond the pieces of a sentencepiece model is no control piece of it") {
+  Folder folder;
+  folder.link("tokenizer.model", PITH_SOURCE_DIR "/models/demo/tokenizer.model");
+  CHECK(folder.open(1 << 22)->bos_id() == 1);  // the model's own "<s>"
+  const json added = {{"content", "<s>"}, {"special", true}};
+  folder.put("tokenizer_config.json", json{{"added_tokens_decoder", {{"4194303", added}}}});
+  CHECK(folder.open(1 << 22)->bos_id() == -1);
+}
+
 TEST_CASE("the post-processor or the configuration says whether a BOS is added") {
   json tokenizer_json = byte_level_json();
   tokenizer_json["post_processor"] = {
