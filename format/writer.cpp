@@ -27,6 +27,14 @@ void append(Bytes& out, const void* data, size_t size) {
   out.insert(out.end(), bytes, bytes + size);
 }
 
+// Whether the finished file may take the place of this one: of a pith file or an empty one, not of a weight or a text that a
+// mistyped name stands for.
+bool may_replace(Io& io, const std::string& path) {
+  std::array<uint8_t, kMagic.size()> head;
+  const size_t n_read = File(io, path, O_RDONLY).read_at(0, head.data(), head.size());
+  return n_read == 0 || (n_read == head.size() && head == kMagic);
+}
+
 }  // namespace
 
 struct Writer::Impl {
@@ -59,8 +67,12 @@ struct Writer::Impl {
 void Writer::Impl::start(uint64_t job) {
   if (path.empty()) throw_error(ErrorCode::kInvalidArgument, "the output has no name, expected a file");
   struct stat target;
-  if (io.stat(path.c_str(), &target) == 0 && !S_ISREG(target.st_mode))
-    throw_error(ErrorCode::kIo, "{}: exists and is not a regular file", path);
+  if (io.stat(path.c_str(), &target) == 0) {
+    if (!S_ISREG(target.st_mode)) throw_error(ErrorCode::kIo, "{}: exists and is not a regular file", path);
+    if (!may_replace(io, path))
+      throw_error(ErrorCode::kInvalidArgument,
+                  "{}: exists and is not a pith file, expected a new name or a pith file to replace", path);
+  }
   part = open_locked(io, part_path);
   const bool is_new = part.size_bytes() == 0;
   try {

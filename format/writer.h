@@ -1,7 +1,8 @@
 // Writing a .pith file: tensors stream out one by one, metadata and directory follow, the header comes last.
 //
 // The file is written as PATH.part and renamed to PATH by finish() after fsync, so PATH either does not exist,
-// or is what it was, or is complete. An unfinished .part never opens: its header is zero.
+// or is what it was, or is complete. Only a pith file, or an empty one, is ever replaced. The header of an unfinished .part is
+// zero, so that it does not open, except while preview() has it tried.
 //
 // Resume: PATH.part.journal has one record per finished tensor, each with a checksum, bound to a caller-given
 // fingerprint of source and options. A new Writer reads it, verifies the tensors' data and continues after the

@@ -151,3 +151,22 @@ TEST_CASE("an output that cannot be written is an error, and nothing is left") {
   CHECK_THROWS_AS(convert(checkpoint.model_dir(), options), Error);
   CHECK(checkpoint.leftovers().empty());
 }
+
+TEST_CASE("an output never takes the place of what is not a pith file") {
+  TinyCheckpoint checkpoint;
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 16);
+  for (const char* const name : {"model.safetensors", "config.json", "tokenizer.json"}) {
+    options.output = checkpoint.model_dir() + "/" + name;
+    const std::string before = read_text_file(options.output);
+    CHECK_THROWS_WITH(convert(checkpoint.model_dir(), options),
+                      Contains(std::string(name) + ": exists and is not a pith file"));
+    CHECK(read_text_file(options.output) == before);
+    CHECK(!std::filesystem::exists(options.output + ".part"));
+  }
+  options.output = checkpoint.model_dir() + "/model.pith";  // also beside the weights
+  std::ofstream(options.output).close();
+  convert(checkpoint.model_dir(), options);  // what is empty
+  convert(checkpoint.model_dir(), options);  // what is one
+  CHECK_NOTHROW(Container::open(options.output));
+}

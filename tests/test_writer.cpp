@@ -83,7 +83,7 @@ class TrickleIo : public Io {
   bool toggle_ = false;
 };
 
-const Bytes kOld = {'o', 'l', 'd'};
+const Bytes kOld(kMagic.begin(), kMagic.end());  // enough of a pith file to be replaced by one
 constexpr uint64_t kJob = 7;
 
 std::string note_text(size_t i) {
