@@ -96,6 +96,7 @@ Source open_source(const std::string& dir, const SourceOptions& options, std::ve
   const Family& family = family_for((*architectures)[0].get<std::string>(), where);
   Config config(config_json, where);
   source.spec = family.read_config(config);
+  check_spec(source.spec, where);  // again: families set fields after read_dense_config has checked its own
   if (const std::vector<std::string> unknown = config.unconsumed(); !unknown.empty())
     refuse_unless_forced(fmt::format("{}: unknown keys {}", where, list_names(unknown)), options, notes);
   source.plan = family.plan(source.spec);

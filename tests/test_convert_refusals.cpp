@@ -91,6 +91,23 @@ TEST_CASE("a bad checkpoint is refused in one line and leaves nothing") {
     checkpoint.config.erase("architectures");
     CHECK_THAT(failure(checkpoint), Contains("'architectures' is not a list of one name"));
   }
+  SECTION("a field out of range that only the family reads") {
+    TinyCheckpoint checkpoint;
+    checkpoint.config["architectures"] = {"Gemma2ForCausalLM"};
+    checkpoint.config["hidden_activation"] = "gelu_pytorch_tanh";
+    checkpoint.config["attn_logit_softcapping"] = -50;
+    CHECK_THAT(failure(checkpoint), Contains("config.json: model.attn_softcap is -50, expected 0 to"));
+    checkpoint.config["architectures"] = {"Qwen3MoeForCausalLM"};
+    for (const char* key : {"hidden_activation", "attn_logit_softcapping"}) checkpoint.config.erase(key);
+    checkpoint.config["num_experts"] = 1u << 31;
+    checkpoint.config["num_experts_per_tok"] = 1;
+    checkpoint.config["moe_intermediate_size"] = 64;
+    CHECK_THAT(failure(checkpoint),
+               Contains("config.json: model.n_experts is 2147483648, expected 0 to 1024"));
+    checkpoint.config["num_experts"] = 4;
+    checkpoint.config["moe_intermediate_size"] = 1u << 31;
+    CHECK_THAT(failure(checkpoint), Contains("config.json: model.ffn_dim is 2147483648, expected 1 to"));
+  }
   SECTION("a tokenizer with more tokens than the vocabulary") {
     TinyCheckpoint checkpoint;
     for (int i = 259; i < 301; ++i) checkpoint.tokenizer["model"]["vocab"][fmt::format("t{}", i)] = i;
