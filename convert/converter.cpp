@@ -19,6 +19,7 @@ namespace pith {
 namespace {
 
 constexpr const char* kConverterVersion = "pith " PITH_VERSION;
+constexpr uint32_t kMaxThreads = 1024;  // as of a session
 
 void check_options(const ConvertOptions& options) {
   const double bits = options.bits;
@@ -28,6 +29,9 @@ void check_options(const ConvertOptions& options) {
     throw_error(ErrorCode::kInvalidArgument, "--embed-bits {}: expected 4 or 16", options.embed_bits);
   if (options.allow_nonfinite && bits < 16)
     throw_error(ErrorCode::kInvalidArgument, "NaN and Inf weights can be kept at 16 and 32 bits only");
+  if (options.n_threads > kMaxThreads)
+    throw_error(ErrorCode::kInvalidArgument, "--threads {}: expected at most {}", options.n_threads,
+                kMaxThreads);
 }
 
 const char* name_of(Effort effort) {

@@ -8,7 +8,10 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
+
+#include "format/error.h"
 
 namespace pith {
 
@@ -68,7 +71,14 @@ void parallel_for(uint32_t n, uint32_t n_threads, const std::function<void(uint3
     }
   };
   std::vector<std::jthread> threads;
-  for (uint32_t i = 1; i < std::min(n_threads, n); ++i) threads.emplace_back(work);
+  n_threads = std::min(n_threads, n);
+  try {
+    for (uint32_t i = 1; i < n_threads; ++i) threads.emplace_back(work);
+  } catch (const std::system_error& error) {
+    next = n;  // the others need not go on
+    throw_error(ErrorCode::kOutOfMemory, "cannot start thread {} of {}: {}", threads.size() + 2, n_threads,
+                error.what());
+  }
   work();
   threads.clear();
   if (failure) std::rethrow_exception(failure);

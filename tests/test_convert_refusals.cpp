@@ -138,6 +138,9 @@ TEST_CASE("options outside their range are refused") {
   ConvertOptions options = options_for(checkpoint, 3);
   options.embed_bits = 8;
   CHECK_THAT(failure(checkpoint, options), Contains("--embed-bits 8: expected 4 or 16"));
+  options = options_for(checkpoint, 16);
+  options.n_threads = 1025;
+  CHECK_THAT(failure(checkpoint, options), Contains("--threads 1025: expected at most 1024"));
   for (const double bits : {3.0, 16.0}) {  // also where nothing is multiplied
     options = options_for(checkpoint, bits);
     options.device = "gpu";

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include "convert/factor.h"
 #include "tests/convert_cases.h"
 
 using namespace pith;
@@ -61,6 +62,22 @@ TEST_CASE("memory that runs out is an error, and the same command goes on from w
   options.progress = nullptr;
   CHECK(convert(checkpoint.model_dir(), options).n_resumed > 5);
   CHECK(checkpoint.leftovers() == std::vector<std::string>{"out.pith"});
+}
+
+// Which is what a conversion can be resumed after.
+TEST_CASE("threads that do not start are memory that ran out") {
+  const int code = in_child([] {
+    const rlimit limit{1 << 20, 1 << 20};  // no room for another stack
+    setrlimit(RLIMIT_AS, &limit);
+    try {
+      parallel_for(64, 64, [](uint32_t) {});
+    } catch (const Error& error) {
+      const bool is_named = std::string(error.what()).starts_with("cannot start thread ");
+      return error.code() == ErrorCode::kOutOfMemory && is_named ? 7 : 8;
+    }
+    return 9;
+  });
+  CHECK(code == 7);
 }
 #endif
 
