@@ -1,7 +1,6 @@
 #include "convert/converter.h"
 
 #include <algorithm>
-#include <ctime>
 #include <filesystem>
 #include <thread>
 
@@ -90,7 +89,8 @@ ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
 
   const Bytes settings = metadata.serialize();
   const uint64_t job = checksum64(settings, source.checkpoint.identity());
-  Writer writer(options.output, options.resume ? job : job ^ static_cast<uint64_t>(std::time(nullptr)));
+  if (!options.resume) Writer(options.output, ~job).discard();  // of another job: it takes nothing over
+  Writer writer(options.output, job);
   keep_or_discard(writer, [&] {
     Conversion(source, options, products, writer, report).run(metadata);
     writer.finish(metadata);

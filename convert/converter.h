@@ -21,7 +21,7 @@
 
 namespace pith {
 
-// How long a conversion below 16 bits may take. Figures: convert/converter.cpp.
+// How long a conversion below 16 bits may take. Figures: convert/conversion.cpp.
 enum class Effort : uint8_t { kFast, kNormal };
 
 // In place of a calibration file: what the model writes itself (self_tokens.h), and the text that the program carries.
@@ -47,7 +47,7 @@ struct ConvertOptions {
   uint32_t calibration_tokens = 0;  // at most; 0: by effort and width
   bool force = false;               // unknown config keys and unused tensors are noted, not refused
   bool allow_nonfinite = false;     // NaN and Inf weights pass (16 and 32 bits only)
-  bool resume = true;               // false: start over
+  bool resume = true;               // false: start over; what this run does can be resumed
   uint32_t n_threads = 0;           // 0: all cores
   // Where calibration multiplies (products.h): auto, cpu, cuda, cuda:N. An interrupted run goes on on the kind that it began on.
   std::string device = "auto";

@@ -160,5 +160,9 @@ TEST_CASE("an interruption keeps what is done, a changed source or option starts
   CHECK(convert(checkpoint.model_dir(), options).n_resumed == 0);
   interrupt();
   options.resume = false;
+  interrupt();  // that, too, can be gone on from
   CHECK(convert(checkpoint.model_dir(), options).n_resumed == 0);
+  interrupt();
+  options.resume = true;
+  CHECK(convert(checkpoint.model_dir(), options).n_resumed > 0);
 }
