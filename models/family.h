@@ -125,6 +125,8 @@ CheckpointNames text_names(CheckpointNames names);
 std::vector<RopeSpec> read_ropes(Config& config, uint32_t head_dim, double default_theta,
                                  uint32_t& max_context);
 RopeSpec plain_rope(double theta, uint32_t n_dims);
+// rope_theta beside or inside the one object that read_ropes has read.
+double read_rope_theta(Config& config, double default_theta);
 
 template <typename Slides>
 void set_windows(Config& config, ModelSpec& spec, uint32_t window, Slides&& slides) {

@@ -11,8 +11,8 @@ CheckpointNames olmo_names() {
   return names;
 }
 
-ModelSpec read_olmo2(Config& config) {
-  ModelSpec spec = read_dense_config(config, {.norm_eps = 1e-5});
+ModelSpec read_olmo(Config& config, double rope_theta) {
+  ModelSpec spec = read_dense_config(config, {.norm_eps = 1e-5, .rope_theta = rope_theta});
   spec.family = "olmo2";
   spec.pre_norms = false;
   spec.post_norms = spec.qk_norm_whole = true;
@@ -20,14 +20,19 @@ ModelSpec read_olmo2(Config& config) {
   return spec;
 }
 
+ModelSpec read_olmo2(Config& config) {
+  return read_olmo(config, 1e4);
+}
+
 ModelSpec read_olmo3(Config& config) {
-  ModelSpec spec = read_olmo2(config);
+  constexpr double kTheta = 5e5;
+  ModelSpec spec = read_olmo(config, kTheta);
   spec.family = "olmo3";
   set_windows(config, spec, config.count_or("sliding_window", 4096),
               [](uint32_t i) { return (i + 1) % 4 != 0; });
-  // RoPE scaling is for the layers that see everything.
+  // RoPE scaling is for the layers that see everything, its base for all.
   if (spec.ropes.size() == 1)
-    spec.ropes.push_back(plain_rope(config.number_or("rope_theta", 1e4), spec.head_dim));
+    spec.ropes.push_back(plain_rope(read_rope_theta(config, kTheta), spec.head_dim));
   for (LayerSpec& layer : spec.layers) layer.rope_idx = layer.window != 0 ? 1 : 0;
   return spec;
 }

@@ -160,6 +160,14 @@ RopeSpec plain_rope(double theta, uint32_t n_dims) {
   return rope;
 }
 
+double read_rope_theta(Config& config, double default_theta) {
+  double theta = config.number_or("rope_theta", default_theta);
+  for (const char* const key : {"rope_parameters", "rope_scaling"})
+    if (config.has(key))
+      theta = Config(config.object_or_null(key), config.where() + ": " + key).number_or("rope_theta", theta);
+  return theta;
+}
+
 std::vector<RopeSpec> read_ropes(Config& config, uint32_t head_dim, double default_theta,
                                  uint32_t& max_context) {
   // Newer configs keep everything in rope_parameters, one object or one for each type of layer; older ones have rope_theta beside

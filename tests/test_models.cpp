@@ -191,6 +191,31 @@ TEST_CASE("switches of the new families that pith lacks are refused with their n
   refuse(json, "layers without experts");
 }
 
+TEST_CASE(
+    "the base of OLMo 3's layers that slide is that of all layers, wherever the config says it, unscaled") {
+  const nlohmann::json yarn = {
+      {"rope_type", "yarn"}, {"factor", 8.0}, {"original_max_position_embeddings", 512}};
+  nlohmann::json older = with(kLlama2, R"({"architectures": ["Olmo3ForCausalLM"], "rope_theta": 7e5})");
+  older["rope_scaling"] = yarn;
+  nlohmann::json newer = with(kLlama2, R"({"architectures": ["Olmo3ForCausalLM"]})");
+  newer.erase("rope_scaling");
+  newer["rope_parameters"] = yarn;
+  const auto base_of = [](const nlohmann::json& json) {
+    const ModelSpec spec = read(json);
+    CHECK(spec.layers.at(0).rope_idx == 1);
+    CHECK(spec.layers.at(3).rope_idx == 0);
+    CHECK(spec.ropes.at(0).scale > 1);
+    CHECK(spec.ropes.at(1).scale == 1);
+    CHECK(spec.ropes.at(0).inv_freq.at(1) ==
+          Approx(spec.ropes.at(1).inv_freq.at(1)));  // turns often: not scaled
+    return std::pow(spec.ropes.at(1).inv_freq.at(1), -64);
+  };
+  CHECK(base_of(older) == Approx(7e5).epsilon(1e-4));
+  CHECK(base_of(newer) == Approx(5e5).epsilon(1e-4));  // the class's default
+  newer["rope_parameters"]["rope_theta"] = 6e5;
+  CHECK(base_of(newer) == Approx(6e5).epsilon(1e-4));
+}
+
 TEST_CASE("qwen windows follow use_sliding_window, max_window_layers and layer_types") {
   const ModelSpec spec = read(with(kQwen25, R"({"use_sliding_window": true, "sliding_window": 512})"));
   CHECK(spec.layers.at(20).window == 0);
