@@ -13,17 +13,18 @@ constexpr uint32_t kInterleaveRows = 16;
 
 // A stack in floating point has its matrices the other way round: rows are the input dimension.
 bool Assembly::is_transposed(size_t source_idx) const {
-  return !is_vector_ && parts_[source_idx].stack_idx >= 0 && sources_[source_idx].type != SourceType::kMxfp4;
+  return !is_vector_ && plan_.sources[source_idx].stack_idx >= 0 &&
+         sources_[source_idx].type != SourceType::kMxfp4;
 }
 
 Assembly::Assembly(const Checkpoint& checkpoint, const TensorPlan& plan, bool allow_nonfinite)
     : checkpoint_(checkpoint),
       plan_(plan),
       allow_nonfinite_(allow_nonfinite),
-      is_vector_(plan.role == TensorRole::kNorm || plan.role == TensorRole::kBias),
-      parts_(plan.sources) {
-  for (size_t i = 0; i < parts_.size(); ++i) {
-    TensorSource& part = parts_[i];
+      is_vector_(plan.role == TensorRole::kNorm || plan.role == TensorRole::kBias) {
+  const std::vector<TensorSource>& parts = plan.sources;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const TensorSource& part = parts[i];
     sources_.push_back(find_source(part));
     const SourceTensor& source = sources_.back();
     const uint32_t n_cols = is_transposed(i) ? source.n_rows : source.n_cols;
@@ -31,37 +32,26 @@ Assembly::Assembly(const Checkpoint& checkpoint, const TensorPlan& plan, bool al
       throw_error(ErrorCode::kFormat, "{}: tensor '{}': shape [{}, {}], expected {} columns for '{}'",
                   checkpoint.dir(), part.name, source.n_rows, source.n_cols, plan.n_cols, plan.name);
     const uint32_t n_rows = is_transposed(i) ? source.n_cols : source.n_rows;
-    if (part.n_rows == 0) part.n_rows = n_rows;
-    const uint64_t n_needed = part.row_begin + uint64_t{part.n_rows - 1} * part.row_step + 1;
-    if (n_needed > n_rows)
-      throw_error(ErrorCode::kFormat, "{}: tensor '{}': {} rows, expected at least {}", checkpoint.dir(),
-                  part.name, n_rows, n_needed);
+    uint64_t n_taken = 0;
+    for (const TensorSource& other : parts)
+      if (other.name == part.name) n_taken += other.n_rows;
+    if (n_rows != n_taken)
+      throw_error(ErrorCode::kFormat, "{}: tensor '{}': {} rows, expected {} for '{}'", checkpoint.dir(),
+                  part.name, n_rows, n_taken, plan.name);
   }
 
   if (plan.order == RowOrder::kConcat) {
-    for (size_t i = 0; i < parts_.size(); ++i)
-      add_run(parts_[i].n_rows, static_cast<int>(i), parts_[i].row_begin);
+    for (size_t i = 0; i < parts.size(); ++i)
+      add_run(parts[i].n_rows, static_cast<int>(i), parts[i].row_begin);
   } else {
-    if (parts_.size() != 2 || parts_[0].n_rows != parts_[1].n_rows)
-      throw_error(ErrorCode::kFormat, "{}: tensors of '{}' differ in rows: '{}' and '{}'", checkpoint.dir(),
-                  plan.name, parts_.front().name, parts_.back().name);
-    const uint32_t n_rows = parts_[0].n_rows;
+    const uint32_t n_rows = parts[0].n_rows;
     for (uint32_t row = 0; row < n_rows; row += kInterleaveRows)
       for (int i = 0; i < 2; ++i) {
         const uint32_t n = std::min(kInterleaveRows, n_rows - row);
-        const TensorSource& part = parts_[static_cast<size_t>(i)];
+        const TensorSource& part = parts[static_cast<size_t>(i)];
         add_run(n, i, part.row_begin + row * part.row_step);
         if (n < kInterleaveRows) add_run(kInterleaveRows - n, -1, 0);
       }
-  }
-  const uint32_t n_found = runs_.empty() ? 0 : runs_.back().row_begin + runs_.back().n_rows;
-  const uint32_t n_expected = is_vector_ ? plan.n_cols : plan.n_rows;
-  if (n_found != n_expected) {
-    std::vector<std::string> shapes;
-    for (const SourceTensor& source : sources_)
-      shapes.push_back(fmt::format("'{}' [{}, {}]", source.name, source.n_rows, source.n_cols));
-    throw_error(ErrorCode::kFormat, "{}: {}: {} rows for '{}', expected {}", checkpoint.dir(),
-                fmt::join(shapes, ", "), n_found, plan.name, n_expected);
   }
 }
 
@@ -106,7 +96,7 @@ const std::vector<float>& Assembly::transposed(const SourceTensor& source) {
 void Assembly::read_run(const Run& run, uint32_t skip, uint32_t n_rows, float* out) {
   const size_t idx = static_cast<size_t>(run.source_idx);
   const SourceTensor& source = sources_[idx];
-  const uint32_t step = parts_[idx].row_step, first = run.source_row + skip * step;
+  const uint32_t step = plan_.sources[idx].row_step, first = run.source_row + skip * step;
   const size_t n_cols = is_vector_ ? 1 : plan_.n_cols;
   if (is_transposed(idx)) {
     const std::vector<float>& all = transposed(source);

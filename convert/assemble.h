@@ -38,7 +38,6 @@ class Assembly {
   const Checkpoint& checkpoint_;
   const TensorPlan& plan_;
   bool allow_nonfinite_, is_vector_;
-  std::vector<TensorSource> parts_;  // the plan's sources, n_rows filled in
   std::vector<SourceTensor> sources_;
   std::vector<float> transposed_;  // of one source, whole: [rows of the container's tensor, n_cols]
   uint32_t transposed_file_ = 0;

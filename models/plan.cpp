@@ -35,24 +35,25 @@ class Planner {
     plan_.push_back({std::move(name), role, n_rows, n_cols, std::move(sources), order, 0});
     return plan_.back();
   }
-  static TensorSource whole(std::string name) { return {std::move(name), 0, 0, 1, -1}; }
+  static TensorSource whole(std::string name, uint32_t n_rows) { return {std::move(name), 0, n_rows, 1, -1}; }
   void norm(std::string name, uint32_t n, std::string source) {
-    add(std::move(name), TensorRole::kNorm, 1, n, {whole(std::move(source))}).add = names_.norm_add;
+    add(std::move(name), TensorRole::kNorm, 1, n, {whole(std::move(source), n)}).add = names_.norm_add;
   }
   void bias(std::string name, uint32_t n, std::string source) {
-    add(std::move(name), TensorRole::kBias, 1, n, {whole(std::move(source))});
+    add(std::move(name), TensorRole::kBias, 1, n, {whole(std::move(source), n)});
   }
   void matrix(std::string name, TensorRole role, uint32_t n_rows, uint32_t n_cols, std::string source) {
-    add(std::move(name), role, n_rows, n_cols, {whole(std::move(source))});
+    add(std::move(name), role, n_rows, n_cols, {whole(std::move(source), n_rows)});
   }
 
   void attention() {
     const std::string attn = source_ + "self_attn.";
     const uint32_t n_qkv = spec_.q_rows() + 2 * spec_.kv_rows();
     const auto qkv = [&](const char* suffix) -> std::vector<TensorSource> {
-      if (names_.fused_qkv) return {whole(attn + "qkv_proj" + suffix)};
-      return {whole(attn + "q_proj" + suffix), whole(attn + "k_proj" + suffix),
-              whole(attn + "v_proj" + suffix)};
+      if (names_.fused_qkv) return {whole(attn + "qkv_proj" + suffix, n_qkv)};
+      return {whole(attn + "q_proj" + suffix, spec_.q_rows()),
+              whole(attn + "k_proj" + suffix, spec_.kv_rows()),
+              whole(attn + "v_proj" + suffix, spec_.kv_rows())};
     };
     if (spec_.pre_norms) norm(here("attn_norm"), spec_.dim, source_ + names_.attn_norm + ".weight");
     add(here("attn_qkv"), TensorRole::kLinear, n_qkv, spec_.dim, qkv(".weight"));
@@ -80,7 +81,9 @@ class Planner {
   void feed_forward() {
     const std::string mlp = source_ + "mlp.";
     const auto sources = [&](const char* suffix) -> std::vector<TensorSource> {
-      if (!names_.fused_gate_up) return {whole(mlp + "gate_proj" + suffix), whole(mlp + "up_proj" + suffix)};
+      if (!names_.fused_gate_up)
+        return {whole(mlp + "gate_proj" + suffix, spec_.ffn_dim),
+                whole(mlp + "up_proj" + suffix, spec_.ffn_dim)};
       const std::string name = mlp + "gate_up_proj" + suffix;
       return {{name, 0, spec_.ffn_dim, 1, -1}, {name, spec_.ffn_dim, spec_.ffn_dim, 1, -1}};
     };
@@ -100,13 +103,14 @@ class Planner {
       // Stacked: gate and up are the even and the odd rows of one tensor.
       const auto both = [&](const char* suffix, const char* stacked_suffix) -> std::vector<TensorSource> {
         if (!names_.stacked_experts)
-          return {whole(own + names_.gate + suffix), whole(own + names_.up + suffix)};
+          return {whole(own + names_.gate + suffix, spec_.ffn_dim),
+                  whole(own + names_.up + suffix, spec_.ffn_dim)};
         const std::string name = source_ + names_.experts + "gate_up_proj" + stacked_suffix;
         const int32_t idx = static_cast<int32_t>(e);
         return {{name, 0, spec_.ffn_dim, 2, idx}, {name, 1, spec_.ffn_dim, 2, idx}};
       };
       const auto down = [&](const char* suffix, const char* stacked_suffix) -> std::vector<TensorSource> {
-        if (!names_.stacked_experts) return {whole(own + names_.down + suffix)};
+        if (!names_.stacked_experts) return {whole(own + names_.down + suffix, spec_.dim)};
         return {{source_ + names_.experts + "down_proj" + stacked_suffix, 0, spec_.dim, 1,
                  static_cast<int32_t>(e)}};
       };

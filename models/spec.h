@@ -103,7 +103,8 @@ enum class RowOrder : uint8_t {
                   // act(gate) * up
 };
 
-// Rows of one checkpoint tensor: n_rows of them (0: all) from row_begin, every row_step-th. For a vector, rows are elements.
+// Rows of one checkpoint tensor: n_rows of them from row_begin, every row_step-th. For a vector, rows are elements. The sources of a
+// plan that name one tensor take all of its rows.
 struct TensorSource {
   std::string name;
   uint32_t row_begin = 0, n_rows = 0, row_step = 1;

@@ -40,12 +40,25 @@ TEST_CASE("a bad checkpoint is refused in one line and leaves nothing") {
   SECTION("wrong rows") {
     TinyCheckpoint checkpoint;
     checkpoint.add("model.layers.0.self_attn.v_proj.weight", {31, 64});
-    CHECK_THAT(failure(checkpoint), Contains("127 rows for 'layers.0.attn_qkv', expected 128"));
+    CHECK_THAT(failure(checkpoint), Contains("'model.layers.0.self_attn.v_proj.weight': 31 rows, expected 32 "
+                                             "for 'layers.0.attn_qkv'"));
+  }
+  SECTION("wrong rows that add up") {
+    TinyCheckpoint checkpoint;
+    checkpoint.add("model.layers.0.self_attn.q_proj.weight", {80, 64});
+    checkpoint.add("model.layers.0.self_attn.k_proj.weight", {16, 64});
+    CHECK_THAT(failure(checkpoint), Contains("q_proj.weight': 80 rows, expected 64"));
+  }
+  SECTION("gate and up of too few rows, the same after padding") {
+    TinyCheckpoint checkpoint;
+    checkpoint.add("model.layers.0.mlp.gate_proj.weight", {95, 64});
+    checkpoint.add("model.layers.0.mlp.up_proj.weight", {95, 64});
+    CHECK_THAT(failure(checkpoint), Contains("gate_proj.weight': 95 rows, expected 96"));
   }
   SECTION("gate and up of different rows") {
     TinyCheckpoint checkpoint;
     checkpoint.add("model.layers.0.mlp.up_proj.weight", {95, 64});
-    CHECK_THAT(failure(checkpoint), Contains("differ in rows"));
+    CHECK_THAT(failure(checkpoint), Contains("up_proj.weight': 95 rows, expected 96"));
   }
   SECTION("a matrix for a norm") {
     TinyCheckpoint checkpoint;
