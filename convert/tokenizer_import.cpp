@@ -7,6 +7,8 @@
 #include "format/error.h"
 #include "format/utf8.h"
 #include "runtime/chat_template.h"
+#include "runtime/model.h"
+#include "runtime/tokenizer.h"
 #include "runtime/tokenizer_proto.h"
 
 namespace pith {
@@ -60,6 +62,7 @@ class Import {
     choose_bos();
     collect_eos();
     write();
+    check();
     import_template();
     import_generation();
   }
@@ -82,6 +85,7 @@ class Import {
   void choose_bos();
   void collect_eos();
   void write();
+  void check() const;
   void import_template();
   void import_generation();
 
@@ -327,6 +331,15 @@ void Import::write() {
   out_.set("tokenizer.prefix_each", prefix_each);
 }
 
+// What would not open at the end of a conversion is refused at its beginning.
+void Import::check() const {
+  try {
+    Tokenizer::open(out_, vocab_size_);
+  } catch (const Error& error) {
+    throw Error(error.code(), dir_.string() + ": " + error.what());
+  }
+}
+
 void Import::import_template() {
   std::string source, where = path("chat_template.jinja");
   if (file_exists(where)) {
@@ -374,6 +387,7 @@ void Import::import_generation() {
       out_.set(name, value.get<double>());
     }
   }
+  read_generation(out_, path("generation_config.json"));  // its ranges
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 //   config.json's model_type does (declared_pattern()).
 //   EOS is the union of every source that names one. A BOS comes from the first source that speaks of it.
 // Throws Error(kFormat | kUnsupported) naming file and component, when the vocabulary exceeds config's vocab_size
-// too. A chat template that pith cannot run is an error.
+// too. A tokenizer that does not open, a chat template that pith cannot run and a default out of range are errors.
 #pragma once
 #include <filesystem>
 #include <nlohmann/json.hpp>

@@ -20,30 +20,29 @@ void check_tensor(const Container& container, const TensorPlan& plan) {
                 to_string(tensor.kind), to_string(TensorKind::kF32));
 }
 
-float read_real(const Container& container, const char* key, float fallback, float low, float high) {
-  const double value = container.metadata().get_or<double>(key, double{fallback});
+float read_real(const Metadata& metadata, const std::string& where, const char* key, float fallback,
+                float low, float high) {
+  const double value = metadata.get_or<double>(key, double{fallback});
   if (!(value >= double{low} && value <= double{high}))
-    throw_error(ErrorCode::kFormat, "{}: {} is {}, expected {} to {}", container.path(), key, value, low,
-                high);
+    throw_error(ErrorCode::kFormat, "{}: {} is {}, expected {} to {}", where, key, value, low, high);
   return static_cast<float>(value);
 }
 
-GenerationDefaults read_generation(const Container& container) {
+}  // namespace
+
+GenerationDefaults read_generation(const Metadata& metadata, const std::string& where) {
   GenerationDefaults d;
-  d.temperature = read_real(container, "generation.temperature", d.temperature, 0, 100);
-  d.top_p = read_real(container, "generation.top_p", d.top_p, 0, 1);
-  d.min_p = read_real(container, "generation.min_p", d.min_p, 0, 1);
+  d.temperature = read_real(metadata, where, "generation.temperature", d.temperature, 0, 100);
+  d.top_p = read_real(metadata, where, "generation.top_p", d.top_p, 0, 1);
+  d.min_p = read_real(metadata, where, "generation.min_p", d.min_p, 0, 1);
   d.repetition_penalty =
-      read_real(container, "generation.repetition_penalty", d.repetition_penalty, 0.01f, 100);
-  const uint64_t top_k = container.metadata().get_or<uint64_t>("generation.top_k", 0);
+      read_real(metadata, where, "generation.repetition_penalty", d.repetition_penalty, 0.01f, 100);
+  const uint64_t top_k = metadata.get_or<uint64_t>("generation.top_k", 0);
   if (top_k > INT32_MAX)
-    throw_error(ErrorCode::kFormat, "{}: generation.top_k is {}, expected less than 2^31", container.path(),
-                top_k);
+    throw_error(ErrorCode::kFormat, "{}: generation.top_k is {}, expected less than 2^31", where, top_k);
   d.top_k = static_cast<uint32_t>(top_k);
   return d;
 }
-
-}  // namespace
 
 std::shared_ptr<const Model> Model::open(const std::string& path, Container::Access access) {
   return from_container(Container::open(path, access));
@@ -60,7 +59,7 @@ std::shared_ptr<const Model> Model::from_container(Container opened) {
     model->chat_template_.emplace(metadata.get<std::string>("chat.template"),
                                   metadata.get_or<std::string>("chat.bos", ""),
                                   metadata.get_or<std::string>("chat.eos", ""));
-  model->generation_ = read_generation(container);
+  model->generation_ = read_generation(metadata, container.path());
   return model;
 }
 

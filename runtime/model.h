@@ -18,6 +18,8 @@ struct GenerationDefaults {
   float top_p = 1, min_p = 0;
   float repetition_penalty = 1;
 };
+// Throws Error(kFormat) for what is out of range; `where` names the file.
+GenerationDefaults read_generation(const Metadata& metadata, const std::string& where);
 
 class Model {
  public:

@@ -65,6 +65,30 @@ TEST_CASE("sampling defaults come from generation_config.json when it samples") 
   CHECK_FALSE(folder.import(kConfig).has("generation.temperature"));
 }
 
+TEST_CASE("a tokenizer that would not open is refused when it is read") {
+  json tokenizer_json = byte_level_json();
+  tokenizer_json["added_tokens"][0]["content"] = std::string(5000, 'a');
+  Folder folder;
+  folder.put("tokenizer.json", tokenizer_json);
+  CHECK_THROWS_WITH(folder.import(kConfig), Catch::Contains(folder.path().string()) &&
+                                                Catch::Contains("added_texts: id 460 has 5000 bytes"));
+}
+
+TEST_CASE("a sampling default out of range is refused when it is read") {
+  const std::pair<json, const char*> cases[] = {
+      {{{"top_k", 5000000000}}, "generation.top_k is 5000000000, expected less than 2^31"},
+      {{{"temperature", 101}}, "generation.temperature is 101, expected 0 to 100"},
+      {{{"top_p", 1.5}}, "generation.top_p is 1.5, expected 0 to 1"},
+      {{{"repetition_penalty", 0}}, "generation.repetition_penalty is 0, expected 0.01 to 100"}};
+  for (auto [generation, message] : cases) {
+    generation["do_sample"] = true;
+    Folder folder;
+    folder.put("tokenizer.json", byte_level_json()).put("generation_config.json", generation);
+    CHECK_THROWS_WITH(folder.import(kConfig),
+                      Catch::Contains(std::string("generation_config.json: ") + message));
+  }
+}
+
 TEST_CASE("import refuses by name what it does not understand") {
   struct Case {
     const char* pointer;
