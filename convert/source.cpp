@@ -99,6 +99,7 @@ Source open_source(const std::string& dir, const SourceOptions& options, std::ve
   check_spec(source.spec, where);  // again: families set fields after read_dense_config has checked its own
   if (const std::vector<std::string> unknown = config.unconsumed(); !unknown.empty())
     refuse_unless_forced(fmt::format("{}: unknown keys {}", where, list_names(unknown)), options, notes);
+  check_n_tensors(source.spec, source.checkpoint.names().size(), dir, family.names);
   source.plan = family.plan(source.spec);
   resolve_tied(source.checkpoint, source.spec, family.names.head, source.plan);
   for (const TensorPlan& tensor : source.plan) Assembly(source.checkpoint, tensor, options.allow_nonfinite);

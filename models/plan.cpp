@@ -134,6 +134,16 @@ std::vector<TensorPlan> plan_tensors(const ModelSpec& spec, const CheckpointName
   return Planner(spec, names).run();
 }
 
+void check_n_tensors(const ModelSpec& spec, uint64_t n_tensors, const std::string& where,
+                     const CheckpointNames& names) {
+  const uint64_t n_of_layer = spec.n_experts > 0 && !names.stacked_experts ? 2 * uint64_t{spec.n_experts} : 1;
+  const uint64_t n_least = n_of_layer * spec.n_layers;
+  if (n_tensors < n_least)
+    throw_error(ErrorCode::kFormat,
+                "{}: {} tensors, expected at least {} for {} layers and {} experts in each", where, n_tensors,
+                n_least, spec.n_layers, spec.n_experts);
+}
+
 std::vector<TensorPlan> Family::plan(const ModelSpec& spec) const {
   return plan_tensors(spec, names);
 }

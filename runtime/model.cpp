@@ -53,6 +53,7 @@ std::shared_ptr<const Model> Model::from_container(Container opened) {
   const Container& container = model->container_;
   const Metadata& metadata = container.metadata();
   model->spec_ = load_spec(metadata, container.path());
+  check_n_tensors(model->spec_, container.tensors().size(), container.path());
   for (const TensorPlan& plan : plan_tensors(model->spec_)) check_tensor(container, plan);
   if (metadata.has("tokenizer.kind")) model->tokenizer_ = Tokenizer::open(metadata, model->spec_.vocab_size);
   if (metadata.has("chat.template"))

@@ -121,6 +121,14 @@ TEST_CASE("a bad checkpoint is refused in one line and leaves nothing") {
     checkpoint.config["moe_intermediate_size"] = 1u << 31;
     CHECK_THAT(failure(checkpoint), Contains("config.json: model.ffn_dim is 2147483648, expected 1 to"));
   }
+  SECTION("more layers and experts than there are tensors for") {
+    TinyCheckpoint checkpoint;
+    checkpoint.config["architectures"] = {"Qwen3MoeForCausalLM"};
+    checkpoint.config["num_hidden_layers"] = checkpoint.config["num_experts"] = 1024;
+    checkpoint.config["num_experts_per_tok"] = 1;
+    checkpoint.config["moe_intermediate_size"] = 64;
+    CHECK_THAT(failure(checkpoint), Contains("21 tensors, expected at least 2097152 for 1024 layers"));
+  }
   SECTION("a tokenizer with more tokens than the vocabulary") {
     TinyCheckpoint checkpoint;
     for (int i = 259; i < 301; ++i) checkpoint.tokenizer["model"]["vocab"][fmt::format("t{}", i)] = i;

@@ -403,6 +403,12 @@ TEST_CASE("a container that lacks a tensor or has one of another shape or kind d
   refuse([](ModelSpec& s) { s.vocab_size = 130; }, "'embed' is [131, 48], expected [130, 48]");
   refuse([](ModelSpec& s) { s.n_heads = 6; }, "attn_qkv");
   refuse([](ModelSpec& s) { s.dim = 0; }, "model.dim");
+  refuse(
+      [](ModelSpec& s) {
+        s.layers.resize(s.n_layers = 1024);
+        s.n_experts = 1024, s.n_active_experts = 1;
+      },
+      "expected at least 2097152 for 1024 layers and 1024 experts in each");
 }
 
 TEST_CASE("eight sessions run on one model at once while others interrupt them") {
