@@ -171,7 +171,7 @@ SafetensorsHeader parse_safetensors_header(std::span<const char> json, uint64_t 
 SafetensorsFile SafetensorsFile::open(const std::string& path) {
   SafetensorsFile file;
   file.path_ = path;
-  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe is refused, not waited for
   if (file.fd_ < 0) throw_error(ErrorCode::kIo, "{}: cannot open: {}", path, std::strerror(errno));
   struct stat status;
   if (fstat(file.fd_, &status) != 0) throw_error(ErrorCode::kIo, "{}: {}", path, std::strerror(errno));

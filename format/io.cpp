@@ -74,7 +74,8 @@ void throw_io(const std::string& path, const char* what, int error) {
 
 File::File(Io& io, const std::string& path, int flags, mode_t mode) : io_(&io), path_(path) {
   do {
-    fd_ = io.open(path.c_str(), flags, mode);
+    // A pipe is refused by size_bytes(); without O_NONBLOCK opening one would wait for a writer first.
+    fd_ = io.open(path.c_str(), flags | O_NONBLOCK, mode);
   } while (fd_ < 0 && errno == EINTR);
   if (fd_ < 0) throw_io(path, "open", errno);
 }

@@ -423,11 +423,13 @@ TEST_CASE("bytes in memory must be aligned as a file's are") {
 TEST_CASE("what is no readable regular file is an I/O error that names the path") {
   const TempFolder folder;
   write_file(folder / "empty", {});
+  REQUIRE(mkfifo((folder / "pipe").c_str(), 0600) == 0);
   for (const auto access : {Container::Access::kMap, Container::Access::kRead}) {
     CHECK_THROWS_WITH(Container::open(folder / "absent", access),
                       (folder / "absent") + ": cannot open: No such file or directory");
     CHECK_THROWS_WITH(Container::open(folder.path(), access), folder.path() + ": a folder, expected a file");
     CHECK_THROWS_WITH(Container::open(folder / "empty", access),
                       (folder / "empty") + ": 0 bytes, expected at least a header of 128");
+    CHECK_THROWS_WITH(Container::open(folder / "pipe", access), (folder / "pipe") + ": not a regular file");
   }
 }

@@ -1,4 +1,5 @@
 // The safetensors reader against the format's rules: every broken header is refused with one clear line.
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
@@ -126,6 +127,8 @@ TEST_CASE("a file whose header length is out of bounds is refused") {
                     Contains("the limit is 100000000"));
   CHECK_THROWS_WITH(opening(std::string("\x03\0\0\0\0\0\0\0{}", 10)), Contains("truncated?"));
   CHECK_THROWS_WITH(SafetensorsFile::open(dir.path), Contains("not a regular file"));
+  REQUIRE(mkfifo((dir.path / "pipe").c_str(), 0600) == 0);
+  CHECK_THROWS_WITH(SafetensorsFile::open(dir.path / "pipe"), Contains("not a regular file"));
   CHECK_THROWS_WITH(SafetensorsFile::open(dir.path / "none"), Contains("cannot open"));
   CHECK_NOTHROW(opening(std::string("\x02\0\0\0\0\0\0\0{}", 10)));
 }
