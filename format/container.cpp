@@ -6,7 +6,10 @@
 // and use.
 #include "format/container.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 
@@ -40,14 +43,15 @@ void in_context(const std::string& context, F&& f) {
   }
 }
 
-HeaderRecord parse_header(std::span<const uint8_t> bytes) {
-  if (bytes.size() < sizeof(HeaderRecord))
-    throw_error(ErrorCode::kFormat, "{} bytes, expected at least a header of {}", bytes.size(),
+// head: the first bytes of a file of file_size.
+HeaderRecord parse_header(std::span<const uint8_t> head, uint64_t file_size) {
+  if (head.size() < sizeof(HeaderRecord))
+    throw_error(ErrorCode::kFormat, "{} bytes, expected at least a header of {}", head.size(),
                 sizeof(HeaderRecord));
   HeaderRecord h;
-  std::memcpy(&h, bytes.data(), sizeof h);
+  head = head.first(sizeof h);
+  std::memcpy(&h, head.data(), sizeof h);
   if (h.magic != kMagic) {
-    const auto head = bytes.first(sizeof h);
     if (std::all_of(head.begin(), head.end(), [](uint8_t b) { return b == 0; }))
       throw_error(ErrorCode::kFormat, "an unfinished file: its header was never written");
     if (std::memcmp(head.data(), "GGUF", 4) == 0)
@@ -61,9 +65,9 @@ HeaderRecord parse_header(std::span<const uint8_t> bytes) {
                 kMajor);
   expect("header checksum", h.header_checksum, header_checksum(h));
   expect("header_size", h.header_size, sizeof h);
-  if (h.file_size != bytes.size())
-    throw_error(ErrorCode::kFormat, "{} bytes, expected {} by its header ({})", bytes.size(), h.file_size,
-                bytes.size() < h.file_size ? "truncated" : "something was appended");
+  if (h.file_size != file_size)
+    throw_error(ErrorCode::kFormat, "{} bytes, expected {} by its header ({})", file_size, h.file_size,
+                file_size < h.file_size ? "truncated" : "something was appended");
   if (const uint64_t unknown = h.required_features & ~kKnownFeatures)
     throw_error(ErrorCode::kUnsupported, "requires unknown features {:#x}: a later version of pith wrote it",
                 unknown);
@@ -80,6 +84,15 @@ HeaderRecord parse_header(std::span<const uint8_t> bytes) {
   expect("end of the directory",
          checked_round_up(checked_add(h.directory_offset, h.directory_size), kFileAlign), h.file_size);
   return h;
+}
+
+// Before gigabytes are read into memory that are no pith file.
+void check_header_of(const std::string& path, Io& io) {
+  const File file(io, path, O_RDONLY);
+  const uint64_t file_size = file.size_bytes();
+  std::array<uint8_t, sizeof(HeaderRecord)> head;
+  const size_t n_read = file.read_at(0, head.data(), head.size());
+  in_context(path, [&] { parse_header(std::span(head).first(n_read), file_size); });
 }
 
 // A heap copy of [offset, offset + size), verified; the bytes up to the next multiple of 128 must be zero.
@@ -152,6 +165,7 @@ q24::View Tensor::q24_view() const {
 }
 
 Container Container::open(const std::string& path, Access access, Io& io) {
+  if (access == Access::kRead) check_header_of(path, io);
   MappedFile file = access == Access::kMap ? MappedFile::map(path, io) : MappedFile::read(path, io);
   const std::span<const uint8_t> bytes = file.bytes();
   return Container(std::move(file), bytes, path);
@@ -170,7 +184,7 @@ Container::Container(MappedFile file, std::span<const uint8_t> bytes, const std:
 
 void Container::parse() {
   file_.expect_scattered_reads(true);
-  const HeaderRecord h = parse_header(bytes_);
+  const HeaderRecord h = parse_header(bytes_, bytes_.size());
   file_.read_ahead(bytes_.data() + h.metadata_offset, h.file_size - h.metadata_offset);
   const Bytes metadata =
       copy_section("metadata", bytes_, h.metadata_offset, h.metadata_size, h.metadata_checksum);

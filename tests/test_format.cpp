@@ -420,6 +420,23 @@ TEST_CASE("bytes in memory must be aligned as a file's are") {
                     Contains("128-byte aligned"));
 }
 
+TEST_CASE("of a file with a bad header no more than the header is read into memory") {
+  class CountingIo : public Io {
+   public:
+    size_t n_read = 0;
+
+   private:
+    ssize_t pread(int fd, void* data, size_t size, uint64_t offset) override {
+      n_read += size;
+      return Io::pread(fd, data, size, offset);
+    }
+  } io;
+  const TempFolder folder;
+  write_file(folder / "zeros", Bytes(1 << 20));
+  CHECK_THROWS_WITH(Container::open(folder / "zeros", Container::Access::kRead, io), Contains("unfinished"));
+  CHECK(io.n_read == 128);
+}
+
 TEST_CASE("what is no readable regular file is an I/O error that names the path") {
   const TempFolder folder;
   write_file(folder / "empty", {});
