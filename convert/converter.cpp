@@ -12,6 +12,7 @@
 #include "format/checksum.h"
 #include "format/error.h"
 #include "runtime/backend.h"
+#include "runtime/utf8.h"
 
 namespace pith {
 
@@ -65,6 +66,13 @@ std::string describe(const ConvertOptions& options, const Products& products) {
   return text;
 }
 
+// As UTF-8; without the slash that may end it.
+std::string folder_name(const std::string& dir) {
+  std::filesystem::path path = std::filesystem::absolute(dir).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return printable(path.filename().string());
+}
+
 }  // namespace
 
 ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
@@ -85,10 +93,9 @@ ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
   import_tokenizer(dir, source.checkpoint.config(), metadata);
   metadata.set("provenance.converter", std::string(kConverterVersion));
   metadata.set("provenance.options", describe(options, products));
-  metadata.set("provenance.source", std::filesystem::absolute(dir).lexically_normal().filename().string());
-
   const Bytes settings = metadata.serialize();
   const uint64_t job = checksum64(settings, source.checkpoint.identity());
+  metadata.set("provenance.source", folder_name(dir));  // not of the job: "DIR/" and "./DIR" are the same one
   if (!options.resume) Writer(options.output, ~job).discard();  // of another job: it takes nothing over
   Writer writer(options.output, job);
   keep_or_discard(writer, [&] {

@@ -137,6 +137,20 @@ TEST_CASE("a quantized conversion stores bits and error of every tensor") {
   }
 }
 
+TEST_CASE("a file says what folder it was made from, by any name that the folder has") {
+  TinyCheckpoint checkpoint(64, 96, 1);
+  checkpoint.write();
+  const auto source_of = [&](const std::string& dir) {
+    convert(dir, options_for(checkpoint, 16));
+    return Container::open(checkpoint.output()).metadata().get<std::string>("provenance.source");
+  };
+  CHECK(source_of(checkpoint.model_dir()) == "model");
+  CHECK(source_of(checkpoint.model_dir() + "/.//") == "model");
+  const std::string latin1 = (checkpoint.dir / "mod\xe8le").string();
+  std::filesystem::rename(checkpoint.model_dir(), latin1);
+  CHECK(source_of(latin1) == "mod\\xe8le");
+}
+
 TEST_CASE("embedding and head keep 16 bits on demand") {
   TinyCheckpoint checkpoint;
   checkpoint.write();

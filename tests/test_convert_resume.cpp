@@ -151,6 +151,8 @@ TEST_CASE("an interruption keeps what is done, a changed source or option starts
   interrupt();
   CHECK(convert(checkpoint.model_dir(), options).n_resumed > 0);
   interrupt();
+  CHECK(convert(checkpoint.model_dir() + "/", options).n_resumed > 0);  // the same source
+  interrupt();
   options.bits = 32;
   CHECK(convert(checkpoint.model_dir(), options).n_resumed == 0);
   options.bits = 16;
