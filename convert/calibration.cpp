@@ -28,6 +28,11 @@ std::vector<std::vector<int32_t>> encode_texts(const std::vector<std::string>& t
 CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& texts, int32_t first_id,
                                      uint32_t window, uint32_t max_tokens) {
   const uint32_t n_bos = first_id >= 0 ? 1 : 0;
+  if (window < 2 + n_bos)
+    throw_error(
+        ErrorCode::kUnsupported,
+        "calibration: the model's context of {} tokens, expected at least {}; --no-calib does without",
+        window, 2 + n_bos);
   const size_t step = window - n_bos;
   size_t n_all = 0;
   for (const std::vector<int32_t>& ids : texts) n_all += ids.size();

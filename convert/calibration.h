@@ -39,7 +39,7 @@ constexpr uint32_t kMinCalibrationTokens = 512;
 std::vector<std::vector<int32_t>> encode_texts(const std::vector<std::string>& texts,
                                                const Tokenizer& tokenizer);
 // Texts take turns, a window each. first_id: of every window; -1: none. Throws Error(kInvalidArgument): fewer than
-// kMinCalibrationTokens tokens, or no text of a window's length.
+// kMinCalibrationTokens tokens, or no text of a window's length; kUnsupported: a window without two tokens of a text.
 CalibrationTokens calibration_tokens(const std::vector<std::vector<int32_t>>& texts, int32_t first_id,
                                      uint32_t window, uint32_t max_tokens);
 // What calibration on so many tokens keeps in memory at most: the streams and the largest matrix.

@@ -111,6 +111,9 @@ void Conversion::start_calibration(const Metadata& metadata) {
           ? options_.calibration_tokens
           : affordable_tokens(source_.spec, figures_of(options_.effort).calibration_tokens);
   const uint32_t window = std::min(kCalibrationWindow, source_.spec.max_context);
+  if (n_tokens < window)
+    throw_error(ErrorCode::kInvalidArgument,
+                "--calib-tokens {}: expected at least {}, the length of a window", n_tokens, window);
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::open(metadata, source_.spec.vocab_size);
   const uint64_t available = options_.memory_bytes > 0 ? options_.memory_bytes : available_memory();
   tokens_ = calibration_tokens(calibration_texts(*tokenizer, n_tokens, available), tokenizer->first_id(),

@@ -122,6 +122,18 @@ TEST_CASE("calibration windows take turns among the texts and are spread over ea
   CHECK(starts(all, 1).back() == 24 * 255);
 }
 
+TEST_CASE("a window without room for two tokens and fewer tokens than a window are refused") {
+  CHECK_THROWS_WITH(calibration_tokens({std::vector<int32_t>(600)}, 7, 2, 1024),
+                    Contains("the model's context of 2 tokens, expected at least 3"));
+  CHECK(calibration_tokens({std::vector<int32_t>(600)}, -1, 2, 1024).n_windows() == 300);
+  TinyCheckpoint checkpoint(64, 96, 1);
+  checkpoint.write();
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  options.calibration_tokens = 100;
+  CHECK_THROWS_WITH(convert(checkpoint.model_dir(), options),
+                    Contains("--calib-tokens 100: expected at least 256, the length of a window"));
+}
+
 TEST_CASE("calibration that the memory is too small for is refused, with what it takes") {
   TinyCheckpoint checkpoint;
   checkpoint.write();
