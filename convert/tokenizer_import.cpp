@@ -1,6 +1,7 @@
 #include "convert/tokenizer_import.h"
 
 #include <algorithm>
+#include <unordered_map>
 
 #include "convert/json_file.h"
 #include "convert/tokenizer_import_parts.h"
@@ -58,6 +59,7 @@ class Import {
   void run() {
     read_vocabulary();
     read_added_from_config();
+    index_texts();
     mark_named_specials();
     choose_bos();
     collect_eos();
@@ -77,6 +79,7 @@ class Import {
   void read_vocabulary();
   void read_sentencepiece(std::string bytes);
   void read_added_from_config();
+  void index_texts();
   void mark_named_specials();
   int32_t find(const std::string& text) const;
   int32_t find_control_piece(const std::string& text) const;
@@ -100,6 +103,7 @@ class Import {
   SentencePieceModel pieces_;
   std::string bos_piece_ = "<s>", eos_piece_ = "</s>";  // the library's defaults
   AddedById added_;
+  std::unordered_map<std::string, int32_t> ids_;  // of added tokens and of the vocabulary, by text
   bool json_added_wins_ = false;
   std::optional<std::string> first_special_;  // of tokenizer.json's post-processor
   std::optional<bool> prefix_each_;           // what tokenizer.json says beside a sentencepiece model
@@ -188,13 +192,18 @@ void Import::read_added_from_config() {
   }
 }
 
-int32_t Import::find(const std::string& text) const {
-  for (const auto& [id, token] : added_)
-    if (token.text == text) return id;
-  if (bpe_) return bpe_->find(text);
+// Added tokens come first, then the lowest id.
+void Import::index_texts() {
+  for (const auto& [id, token] : added_) ids_.try_emplace(token.text, id);
+  for (size_t id = 0; bpe_ && id < bpe_->texts.size(); ++id)
+    if (auto name = bpe_->name_of(id)) ids_.try_emplace(std::move(*name), static_cast<int32_t>(id));
   for (size_t id = 0; id < pieces_.pieces.size(); ++id)
-    if (pieces_.pieces[id].text == text) return static_cast<int32_t>(id);
-  return -1;
+    ids_.try_emplace(pieces_.pieces[id].text, static_cast<int32_t>(id));
+}
+
+int32_t Import::find(const std::string& text) const {
+  const auto found = ids_.find(text);
+  return found == ids_.end() ? -1 : found->second;
 }
 
 // find() among the control pieces of the sentencepiece model, -1 elsewhere: an added token's id may lie beyond its pieces.

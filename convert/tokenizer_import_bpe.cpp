@@ -110,16 +110,11 @@ void BpeTables::write(Metadata& out) const {
   out.set("tokenizer.decode_strip", decode_strip);
 }
 
-int32_t BpeTables::find(std::string_view name) const {
-  std::string bytes(name);
-  const bool in_alphabet = !byte_level || from_byte_alphabet(name, bytes);
-  for (size_t id = 0; id < texts.size(); ++id) {
-    const auto kind = static_cast<TokenKind>(kinds[id]);
-    if ((kind == TokenKind::kText && in_alphabet && texts[id] == bytes) ||
-        (kind == TokenKind::kVerbatim && texts[id] == name))
-      return static_cast<int32_t>(id);
-  }
-  return -1;
+std::optional<std::string> BpeTables::name_of(size_t id) const {
+  const auto kind = static_cast<TokenKind>(kinds[id]);
+  if (kind == TokenKind::kVerbatim) return texts[id];
+  if (kind != TokenKind::kText) return std::nullopt;
+  return byte_level ? to_byte_alphabet(texts[id]) : texts[id];
 }
 
 void read_vocab(const nlohmann::json& vocab, const std::string& where, uint32_t vocab_size, BpeTables& bpe) {

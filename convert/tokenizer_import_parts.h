@@ -29,7 +29,8 @@ struct BpeTables {
   uint64_t decode_strip = 0;
 
   void write(Metadata& out) const;
-  int32_t find(std::string_view name) const;  // id of a token as the vocabulary writes it, or -1
+  // A token as the vocabulary writes it; none where it has no text.
+  std::optional<std::string> name_of(size_t id) const;
 };
 
 // tokenizer.json, parsed and checked.
