@@ -109,12 +109,16 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
     if (keys_.size() != 3) fail("expected the keys dtype, shape and data_offsets");
     if (offsets_.size() != 2) fail("data_offsets: expected two numbers");
     uint64_t size_bytes = safetensors_dtype_bytes(entry_.dtype);
-    for (uint64_t n : entry_.shape) size_bytes = checked_mul(size_bytes, n);
+    try {
+      for (uint64_t n : entry_.shape) size_bytes = checked_mul(size_bytes, n);
+      entry_.begin = checked_add(offsets_[0], header_.size_bytes);
+      entry_.end = checked_add(offsets_[1], header_.size_bytes);
+    } catch (const Error& error) {
+      fail(error.what());
+    }
     if (offsets_[1] < offsets_[0] || offsets_[1] - offsets_[0] != size_bytes)
       fail(fmt::format("data_offsets [{}, {}] do not span the {} bytes of {} {}", offsets_[0], offsets_[1],
                        size_bytes, entry_.dtype, fmt::format("[{}]", fmt::join(entry_.shape, ", "))));
-    entry_.begin = checked_add(offsets_[0], header_.size_bytes);
-    entry_.end = checked_add(offsets_[1], header_.size_bytes);
     header_.entries.push_back(std::move(entry_));
   }
 
