@@ -121,10 +121,12 @@ class ScriptedChat(CliTest):
     def test_a_damaged_conversation_is_refused(self):
         for content in (b"", b"{", b"[]", b'{"pith_chat": 1}', b'{"pith_chat": 1, "turns": [{"user": 3}]}',
                         b'{"pith_chat": 2, "turns": []}', b"[" * 100000,
-                        b'{"pith_chat": 1, "model": "", "system": "a\\u0000b", "turns": []}'):
+                        b'{"pith_chat": 1, "model": "", "system": "a\\u0000b", "turns": []}',
+                        b'{"pith_chat": ' + b"[" * 200000 + b"]" * 200000 + b', "turns": []}'):
             path = self.folder / "x.json"
             path.write_bytes(content)
             self.fails(self.chat(f"/load {path}\n"), 1, path)
+        self.fails(self.chat(f"/save {path}\n"), 1, path)  # over the last of them
 
     def test_nothing_is_dropped_when_the_context_is_full(self):
         result = self.chat("word " * 8 + "\n" + "word " * 8 + "\n", "--ctx", "64")
