@@ -50,17 +50,21 @@ std::optional<std::string_view> CharsMap::find(std::string_view key) const {
   return std::nullopt;
 }
 
-std::string CharsMap::apply(std::string_view text) const {
+std::string CharsMap::apply(std::string_view text, EncodeBudget& budget) const {
   std::string out;
   out.reserve(text.size());
+  const auto put = [&](std::string_view part) {
+    budget.add(part.size());
+    out += part;
+  };
   for (size_t at = 0; at < text.size();) {
     const size_t end = grapheme_end(text, at);
     const auto whole = end - at <= kMaxGraphemeBytes ? find(text.substr(at, end - at)) : std::nullopt;
-    if (whole) out += *whole;
+    if (whole) put(*whole);
     while (at < end) {
       const size_t n_bytes = code_point_at(text, at).n_bytes;
       const std::string_view point = text.substr(at, n_bytes);
-      if (!whole) out += find(point).value_or(point);
+      if (!whole) put(find(point).value_or(point));
       at += n_bytes;
     }
   }

@@ -13,13 +13,15 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/encode_budget.h"
+
 namespace pith {
 
 class CharsMap {
  public:
   // Throws Error(kFormat): sizes that do not fit, a text that does not end or is not UTF-8.
   explicit CharsMap(std::string_view bytes);
-  std::string apply(std::string_view text) const;  // text: valid UTF-8
+  std::string apply(std::string_view text, EncodeBudget& budget) const;  // text: valid UTF-8
 
  private:
   std::optional<std::string_view> find(std::string_view key) const;

@@ -32,13 +32,15 @@ class OpReader {
   size_t at_ = 0;
 };
 
-std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to,
+                        EncodeBudget& budget) {
   std::string out;
   out.reserve(text.size());
   size_t at = 0;
   while (true) {
     const size_t found = text.find(from, at);
     if (found == std::string_view::npos) break;
+    budget.add(to.size());
     out.append(text, at, found - at).append(to);
     at = found + from.size();
   }
@@ -118,23 +120,27 @@ Normalizer::Normalizer(const std::vector<std::string>& ops) {
   }
 }
 
-// A code point's compatibility form takes at most 11 times its bytes (U+FDFA), a Metaspace replacement 3 times.
-constexpr size_t kMaxGrowth = 256;
-
-std::string Normalizer::apply(std::string_view text, bool with_prefix) const {
+std::string Normalizer::apply(std::string_view text, bool with_prefix, EncodeBudget& budget) const {
   std::string out(text);
+  const auto put = [&](std::string form) {
+    budget.add(form.size() - std::min(form.size(), out.size()));
+    out = std::move(form);
+  };
   for (const Op& op : ops_) {
     switch (op.kind) {
       case Op::kPrepend:
-        if (with_prefix && !out.empty()) out.insert(0, op.a);
+        if (!with_prefix || out.empty()) break;
+        budget.add(op.a.size());
+        out.insert(0, op.a);
         break;
       case Op::kReplace:
-        out = replace_all(out, op.a, op.b);
+        out = replace_all(out, op.a, op.b, budget);
         break;
       case Op::kReplacePattern: {
         std::string replaced;
         size_t at = 0;
-        for (const TextRange match : op.pattern->find_all(out)) {
+        for (const TextRange match : op.pattern->find_all(out, budget)) {
+          budget.add(op.b.size());
           replaced.append(out, at, match.begin - at).append(op.b);
           at = match.end;
         }
@@ -142,19 +148,19 @@ std::string Normalizer::apply(std::string_view text, bool with_prefix) const {
         break;
       }
       case Op::kNfc:
-        out = to_normal_form(out, NormalForm::kNfc);
+        put(to_normal_form(out, NormalForm::kNfc));
         break;
       case Op::kNfd:
-        out = to_normal_form(out, NormalForm::kNfd);
+        put(to_normal_form(out, NormalForm::kNfd));
         break;
       case Op::kNfkc:
-        out = to_normal_form(out, NormalForm::kNfkc);
+        put(to_normal_form(out, NormalForm::kNfkc));
         break;
       case Op::kNfkd:
-        out = to_normal_form(out, NormalForm::kNfkd);
+        put(to_normal_form(out, NormalForm::kNfkd));
         break;
       case Op::kLowercase:
-        out = to_lower(out);
+        put(to_lower(out));
         break;
       case Op::kStrip:
         out = strip_white_space(out, op.left, op.right);
@@ -163,13 +169,9 @@ std::string Normalizer::apply(std::string_view text, bool with_prefix) const {
         out = without_accents(out);
         break;
       case Op::kCharsMap:
-        out = op.charsmap->apply(out);
+        out = op.charsmap->apply(out, budget);
         break;
     }
-    // Replacements come from a file: two dozen that double the text would take all memory.
-    if (out.size() > kMaxGrowth * text.size() + kMaxGrowth)
-      throw_error(ErrorCode::kFormat, "tokenizer.normalizer: {} bytes of text grow to {}", text.size(),
-                  out.size());
   }
   return out;
 }
@@ -218,10 +220,10 @@ PreTokenizer::PreTokenizer(const std::vector<std::string>& ops) {
   }
 }
 
-std::vector<TextRange> PreTokenizer::matches(const Op& op, std::string_view word) {
+std::vector<TextRange> PreTokenizer::matches(const Op& op, std::string_view word, EncodeBudget& budget) {
   switch (op.kind) {
     case Op::kSplit:
-      return op.pattern->find_all(word);
+      return op.pattern->find_all(word, budget);
     case Op::kDigits:
       return class_matches(word, op.flag, is_number);
     case Op::kPunctuation:
@@ -242,14 +244,14 @@ std::vector<TextRange> PreTokenizer::matches(const Op& op, std::string_view word
 
 // The parts of `word`, matches and what lies between them, joined as the behavior says.
 void PreTokenizer::split_word(const Op& op, std::string_view text, TextRange word,
-                              std::vector<TextRange>& out) {
+                              std::vector<TextRange>& out, EncodeBudget& budget) {
   struct Part {
     TextRange range;
     bool is_match;
   };
   std::vector<Part> parts;
   size_t at = word.begin;
-  for (TextRange match : matches(op, text.substr(word.begin, word.end - word.begin))) {
+  for (TextRange match : matches(op, text.substr(word.begin, word.end - word.begin), budget)) {
     match.begin += word.begin, match.end += word.begin;
     if (at < match.begin) parts.push_back({{at, match.begin}, false});
     parts.push_back({match, true});
@@ -292,21 +294,24 @@ void PreTokenizer::split_word(const Op& op, std::string_view text, TextRange wor
 }
 
 // Puts op.text in front of every word that does not begin with it (scheme "first": only where the input begins).
-void PreTokenizer::prefix(const Op& op, bool at_start, Words& words) {
+void PreTokenizer::prefix(const Op& op, bool at_start, Words& words, EncodeBudget& budget) {
   std::string text;
-  text.reserve(words.text.size() + op.text.size() * words.ranges.size());
+  text.reserve(words.text.size());
   for (size_t i = 0; i < words.ranges.size(); ++i) {
     TextRange& range = words.ranges[i];
     const std::string_view word = std::string_view(words.text).substr(range.begin, range.end - range.begin);
     const size_t begin = text.size();
-    if (!word.starts_with(op.text) && (op.scheme == "always" || (at_start && i == 0))) text += op.text;
+    if (!word.starts_with(op.text) && (op.scheme == "always" || (at_start && i == 0))) {
+      budget.add(op.text.size());
+      text += op.text;
+    }
     text += word;
     range = {begin, text.size()};
   }
   words.text = std::move(text);
 }
 
-Words PreTokenizer::split(std::string text, bool with_prefix, bool at_start) const {
+Words PreTokenizer::split(std::string text, bool with_prefix, bool at_start, EncodeBudget& budget) const {
   Words words{std::move(text), {}};
   if (!words.text.empty()) words.ranges.push_back({0, words.text.size()});
   for (const Op& op : ops_) {
@@ -315,17 +320,17 @@ Words PreTokenizer::split(std::string text, bool with_prefix, bool at_start) con
       for (const TextRange range : words.ranges) {
         const size_t begin = replaced.text.size();
         replaced.text += replace_all(
-            std::string_view(words.text).substr(range.begin, range.end - range.begin), " ", op.text);
+            std::string_view(words.text).substr(range.begin, range.end - range.begin), " ", op.text, budget);
         replaced.ranges.push_back({begin, replaced.text.size()});
       }
       words = std::move(replaced);
     }
     if ((op.kind == Op::kMetaspace && op.scheme != "never") || op.kind == Op::kPrefixSpace)
-      if (with_prefix) prefix(op, at_start, words);
+      if (with_prefix) prefix(op, at_start, words, budget);
     if (op.kind == Op::kPrefixSpace || (op.kind == Op::kMetaspace && !op.flag)) continue;
     std::vector<TextRange> parts;
     parts.reserve(words.ranges.size());
-    for (const TextRange word : words.ranges) split_word(op, words.text, word, parts);
+    for (const TextRange word : words.ranges) split_word(op, words.text, word, parts, budget);
     words.ranges = std::move(parts);
   }
   return words;

@@ -8,7 +8,8 @@
 //   "metaspace" S "always|first|never" "0|1" (split)
 // BEHAVIOR: isolated, removed, merged_with_previous, merged_with_next, contiguous.
 //
-// Constructors throw Error(kFormat) on an unknown op or argument, kUnsupported on a pattern. Texts are valid UTF-8.
+// Constructors throw Error(kFormat) on an unknown op or argument, kUnsupported on a pattern. Texts are valid UTF-8. What the ops
+// put into them is bounded by the budget of the encode() that runs them.
 #pragma once
 #include <memory>
 #include <string>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "runtime/charsmap.h"
+#include "runtime/encode_budget.h"
 #include "runtime/regex.h"
 
 namespace pith {
@@ -24,7 +26,7 @@ class Normalizer {
  public:
   explicit Normalizer(const std::vector<std::string>& ops);
   // with_prefix: whether "prepend" ops run; they do not when the text goes on mid-stream.
-  std::string apply(std::string_view text, bool with_prefix) const;
+  std::string apply(std::string_view text, bool with_prefix, EncodeBudget& budget) const;
   bool empty() const { return ops_.empty(); }
 
  private:
@@ -61,7 +63,7 @@ class PreTokenizer {
   explicit PreTokenizer(const std::vector<std::string>& ops);
   // with_prefix: as above, for "prefix_space" and "metaspace". at_start: the text begins the whole input, which is
   // where metaspace's scheme "first" puts its prefix.
-  Words split(std::string text, bool with_prefix, bool at_start) const;
+  Words split(std::string text, bool with_prefix, bool at_start, EncodeBudget& budget) const;
 
  private:
   enum class Behavior { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
@@ -73,9 +75,10 @@ class PreTokenizer {
     std::shared_ptr<const Pattern> pattern;
   };
   static Behavior behavior_of(const std::string& name);
-  static std::vector<TextRange> matches(const Op& op, std::string_view word);
-  static void split_word(const Op& op, std::string_view text, TextRange word, std::vector<TextRange>& out);
-  static void prefix(const Op& op, bool at_start, Words& words);
+  static std::vector<TextRange> matches(const Op& op, std::string_view word, EncodeBudget& budget);
+  static void split_word(const Op& op, std::string_view text, TextRange word, std::vector<TextRange>& out,
+                         EncodeBudget& budget);
+  static void prefix(const Op& op, bool at_start, Words& words, EncodeBudget& budget);
   std::vector<Op> ops_;
 };
 

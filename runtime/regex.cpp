@@ -84,7 +84,8 @@ struct Pattern::Compiled {
 
 Pattern::Pattern(const std::string& source) : compiled_(std::make_unique<Compiled>()), source_(source) {
   if (source.size() > kMaxPatternBytes) refuse(source, "longer than 64 KiB");
-  const std::string rewritten = to_pcre2(source);
+  // A callout in front is called wherever a match is tried: each try has a limit of steps, all of them together the time.
+  const std::string rewritten = "(?C)" + to_pcre2(source);
   int error = 0;
   size_t offset = 0;
   compiled_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(rewritten.data()), rewritten.size(),
@@ -100,7 +101,7 @@ Pattern::Pattern(const std::string& source) : compiled_(std::make_unique<Compile
 Pattern::~Pattern() = default;
 Pattern::Pattern(Pattern&&) noexcept = default;
 
-std::vector<TextRange> Pattern::find_all(std::string_view text) const {
+std::vector<TextRange> Pattern::find_all(std::string_view text, EncodeBudget& budget) const {
   const std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> context(
       pcre2_match_context_create(nullptr), pcre2_match_context_free);
   const std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> data(
@@ -110,6 +111,12 @@ std::vector<TextRange> Pattern::find_all(std::string_view text) const {
   // A greedy run that fails steps back once per character: linear in the text is what honest patterns need.
   pcre2_set_match_limit(context.get(),
                         static_cast<uint32_t>(std::min<uint64_t>(1000000 + 16 * text.size(), 1u << 31)));
+  pcre2_set_callout(
+      context.get(),
+      [](pcre2_callout_block*, void* user) {
+        return static_cast<EncodeBudget*>(user)->out_of_time() ? PCRE2_ERROR_CALLOUT : 0;
+      },
+      &budget);
   std::vector<TextRange> matches;
   const auto next_code_point = [&](size_t at) {
     return at < text.size() ? at + code_point_at(text, at).n_bytes : at + 1;
@@ -121,7 +128,8 @@ std::vector<TextRange> Pattern::find_all(std::string_view text) const {
     if (rc == PCRE2_ERROR_NOMATCH) break;
     if (rc < 0)
       refuse(source_,
-             fmt::format("gave up on a text of {} bytes at byte {} (code {})", text.size(), from, rc));
+             fmt::format("{} on a text of {} bytes at byte {} (code {})",
+                         rc == PCRE2_ERROR_CALLOUT ? "ran out of time" : "gave up", text.size(), from, rc));
     const PCRE2_SIZE* const range = pcre2_get_ovector_pointer(data.get());
     const TextRange match{range[0], range[1]};
     if (match.begin < from || match.end < match.begin) refuse(source_, "'\\K' is not supported");

@@ -1,7 +1,7 @@
 // A regular expression from a checkpoint, executed by PCRE2 (this module alone includes it).
 //
 // Matching is by Unicode properties over valid UTF-8. It runs interpreted on the heap: no machine stack grows with the
-// text, and both steps and memory are limited, so that a hostile pattern ends in an error. Checkpoints write for
+// text, and steps, memory and the time of all matches are limited, so that a hostile pattern ends in an error. Checkpoints write for
 // Oniguruma or Rust; `\s \S \w \W` are rewritten to those libraries' classes where PCRE2's differ.
 #pragma once
 #include <memory>
@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/encode_budget.h"
 #include "runtime/utf8.h"
 
 namespace pith {
@@ -21,8 +22,8 @@ class Pattern {
   Pattern(Pattern&&) noexcept;
 
   // All matches in valid UTF-8, left to right, not overlapping; an empty one splits text but never follows a match
-  // directly. Throws Error(kUnsupported) when the limits are reached.
-  std::vector<TextRange> find_all(std::string_view text) const;
+  // directly. Throws Error(kUnsupported) when the limits are reached, or the budget's time is used up.
+  std::vector<TextRange> find_all(std::string_view text, EncodeBudget& budget) const;
 
  private:
   struct Compiled;

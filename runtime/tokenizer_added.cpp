@@ -9,8 +9,6 @@
 namespace pith {
 namespace {
 
-constexpr size_t kMaxTokenBytes = 4096;  // bounds the work per position of text
-
 // The code point that ends at `end`, end > 0.
 CodePoint code_point_before(std::string_view text, size_t end) {
   size_t begin = end - 1;

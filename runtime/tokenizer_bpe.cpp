@@ -33,9 +33,16 @@ std::vector<AddedToken> sought_in_raw(const std::vector<AddedToken>& added, bool
 std::vector<AddedToken> sought_in_normalized(const std::vector<AddedToken>& added,
                                              const Normalizer& normalizer) {
   std::vector<AddedToken> sought;
-  for (const AddedToken& token : added)
-    if ((token.flags & kAddedNormalized) != 0)
-      sought.push_back({token.id, normalizer.apply(token.text, true), token.flags});
+  size_t n_bytes = 0;
+  for (const AddedToken& token : added) n_bytes += token.text.size();
+  EncodeBudget budget(n_bytes);
+  for (const AddedToken& token : added) {
+    if ((token.flags & kAddedNormalized) == 0) continue;
+    sought.push_back({token.id, normalizer.apply(token.text, true, budget), token.flags});
+    if (const size_t n = sought.back().text.size(); n > kMaxTokenBytes)
+      throw_error(ErrorCode::kFormat, "tokenizer.added_texts: id {} has {} bytes when normalized, at most {}",
+                  token.id, n, kMaxTokenBytes);
+  }
   return sought;
 }
 
@@ -58,6 +65,7 @@ class BpeTokenizer : public Tokenizer {
     std::vector<int32_t> ids;
     Bpe::Scratch scratch;
     Unigram::Scratch unigram_scratch;
+    EncodeBudget budget;
   };
   const AddedToken* added(int32_t id) const;
   bool is_token(int32_t id) const { return id >= 0 && static_cast<uint32_t>(id) < bpe_.vocabulary().size(); }
@@ -103,7 +111,7 @@ const AddedToken* BpeTokenizer::added(int32_t id) const {
 }
 
 void BpeTokenizer::encode_words(std::string_view text, bool with_prefix, Run& run) const {
-  const Words words = pretokenizer_.split(std::string(text), with_prefix, run.at_start);
+  const Words words = pretokenizer_.split(std::string(text), with_prefix, run.at_start, run.budget);
   for (const TextRange range : words.ranges) {
     const std::string_view word = std::string_view(words.text).substr(range.begin, range.end - range.begin);
     if (unigram_)
@@ -117,7 +125,7 @@ void BpeTokenizer::encode_words(std::string_view text, bool with_prefix, Run& ru
 void BpeTokenizer::encode_valid(std::string_view text, Run& run) const {
   const bool with_prefix = !(run.at_start && run.options.continuation);
   const bool specials = run.options.parse_special && run.options.special_ranges.empty();
-  const std::string normalized = normalizer_.apply(text, with_prefix);
+  const std::string normalized = normalizer_.apply(text, with_prefix, run.budget);
   for (const AddedTokens::Part& part : normalized_splitter_.split(normalized, specials)) {
     if (part.id >= 0) {
       run.ids.push_back(part.id);
@@ -157,7 +165,7 @@ std::vector<int32_t> BpeTokenizer::encode(std::string_view text, const EncodeOpt
   if (text.size() > (1u << 30))
     throw_error(ErrorCode::kInvalidArgument, "text of {} bytes, at most {} can be tokenized", text.size(),
                 1u << 30);
-  Run run{options, true, {}, {}, {}};
+  Run run{options, true, {}, {}, {}, EncodeBudget(text.size())};
   if (options.add_bos && adds_bos_) run.ids.push_back(bos_id_);
   // Ranges count bytes of the raw text, so inside them every special token is looked for there.
   const AddedTokens& splitter = options.special_ranges.empty() ? raw_splitter_ : ranged_splitter_;

@@ -32,9 +32,12 @@
 //   chat.bos, chat.eos        string  texts of bos_token and eos_token for it
 // and generation.temperature, .top_p, .min_p, .repetition_penalty (double), generation.top_k (u64).
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace pith {
+
+constexpr size_t kMaxTokenBytes = 4096;  // of any token: bounds the work per position of text
 
 enum AddedFlag : uint32_t {
   kAddedSpecial =

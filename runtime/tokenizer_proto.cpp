@@ -8,13 +8,14 @@
 
 #include "format/error.h"
 #include "format/utf8.h"
+#include "runtime/tokenizer_keys.h"
 #include "runtime/utf8.h"
 
 namespace pith {
 namespace {
 
 constexpr size_t kMaxPieces = 1u << 22;
-constexpr size_t kMaxPieceBytes = 4096;
+constexpr size_t kMaxMappedBytes = 64;  // of what replaces a text: NFKC's longest have 33
 
 struct Field {
   uint32_t number = 0;
@@ -95,8 +96,8 @@ SentencePieceModel::Piece read_piece(std::string_view message, const char* begin
       piece.type = static_cast<PieceType>(field.value);
     }
   }
-  if (piece.text.empty() || piece.text.size() > kMaxPieceBytes)
-    reader.fail(fmt::format("piece of {} bytes, expected 1 to {}", piece.text.size(), kMaxPieceBytes));
+  if (piece.text.empty() || piece.text.size() > kMaxTokenBytes)
+    reader.fail(fmt::format("piece of {} bytes, expected 1 to {}", piece.text.size(), kMaxTokenBytes));
   if (!is_valid_utf8(piece.text) || piece.text.find('\0') != std::string::npos)
     reader.fail("piece is not UTF-8 text without NUL");
   if (!std::isfinite(piece.score)) reader.fail("score is not finite");
@@ -124,9 +125,13 @@ void check_charsmap(std::string_view charsmap, const FieldReader& reader) {
     if ((unit & 0x100) != 0 && (units[child] & 0x7fffffff) >= strings.size())
       reader.fail(fmt::format("normalization trie unit {} has a value outside", i));
   }
-  for (size_t at = 0; at < strings.size(); at = strings.find('\0', at) + 1)
-    if (!is_valid_utf8(strings.substr(at, strings.find('\0', at) - at)))
-      reader.fail("normalization string is not UTF-8");
+  for (size_t at = 0, end; at < strings.size(); at = end + 1) {
+    end = strings.find('\0', at);
+    if (end - at > kMaxMappedBytes)
+      reader.fail(
+          fmt::format("normalization string of {} bytes, expected at most {}", end - at, kMaxMappedBytes));
+    if (!is_valid_utf8(strings.substr(at, end - at))) reader.fail("normalization string is not UTF-8");
+  }
 }
 
 void read_normalizer(std::string_view message, const char* begin, SentencePieceModel& model) {

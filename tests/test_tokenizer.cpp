@@ -137,6 +137,66 @@ TEST_CASE("ten megabytes of one letter are one word of bounded stack") {
   }
 }
 
+TEST_CASE("what a file's ops put into a text is bounded") {
+  Folder folder;
+  folder.put("tokenizer.json", byte_level_json());
+  Metadata metadata = folder.import(kConfig);
+  const std::string megabyte(1 << 20, 'x');
+  const auto many = [](const std::vector<std::string>& op) {
+    std::vector<std::string> ops;
+    for (int i = 0; i < 40; ++i) ops.insert(ops.end(), op.begin(), op.end());
+    return ops;
+  };
+  // A trie in which "a" alone is a key: the root's child by 'a' has a leaf, whose text begins at 0.
+  std::string charsmap("\x00\x04\x00\x00", 4);
+  std::vector<uint32_t> units(256);
+  units[0] = 0, units['a'] = 'a' | 1u << 8 | 1u << 10;
+  units['a' ^ 1] = 1u << 31;
+  charsmap.append(reinterpret_cast<const char*>(units.data()), 1024).append(megabyte).push_back('\0');
+  std::string base64;
+  const char* const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  for (size_t i = 0; i < charsmap.size(); i += 3) {
+    uint32_t bits = 0;
+    for (size_t k = 0; k < 3; ++k)
+      bits = bits << 8 | (i + k < charsmap.size() ? uint8_t(charsmap[i + k]) : 0);
+    for (int k = 18; k >= 0; k -= 6) base64.push_back(alphabet[bits >> k & 63]);
+  }
+  for (size_t i = charsmap.size(); i % 3 != 0; ++i) base64[base64.size() - (3 - i % 3)] = '=';
+  const std::pair<const char*, std::vector<std::string>> cases[] = {
+      {"tokenizer.pretokenizer", many({"metaspace", "  ", "never", "0"})},
+      {"tokenizer.pretokenizer", {"metaspace", megabyte, "never", "0"}},
+      {"tokenizer.pretokenizer", {"split", " ", "isolated", "0", "metaspace", megabyte, "always", "0"}},
+      {"tokenizer.normalizer", many({"replace", " ", "  "})},
+      {"tokenizer.normalizer", {"replace", "a", megabyte}},
+      {"tokenizer.normalizer", {"replace_pattern", "a", megabyte}},
+      {"tokenizer.normalizer", many({"prepend", std::string(65536, 'x')})},
+      {"tokenizer.normalizer", {"charsmap", base64}},
+  };
+  std::string text;
+  for (int i = 0; i < 2000; ++i) text += "a ";
+  for (const auto& [key, ops] : cases) {
+    Metadata changed = metadata;
+    changed.set(key, ops);
+    const auto tokenizer = Tokenizer::open(changed, 500);
+    INFO(key << " " << ops[0]);
+    CHECK_THROWS_WITH(tokenizer->encode(text, {}),
+                      Catch::Contains("4000 bytes of text grow by more than 1024256"));
+  }
+}
+
+TEST_CASE("the time of a pattern's matches is bounded over all of them") {
+  Folder folder;
+  folder.put("tokenizer.json", byte_level_json());
+  Metadata metadata = folder.import(kConfig);
+  // No match of these is hard; there are many, or many places without one.
+  for (const char* pattern : {"(?:a|aa){18}c|a", "(?:a|aa){18}c"}) {
+    metadata.set("tokenizer.pretokenizer", std::vector<std::string>{"split", pattern, "isolated", "0"});
+    const auto tokenizer = Tokenizer::open(metadata, 500);
+    CHECK_THROWS_WITH(tokenizer->encode(std::string(3000, 'a') + "c", {}),
+                      Catch::Contains("ran out of time"));
+  }
+}
+
 TEST_CASE("the holder passes on whole code points only") {
   Utf8Holder holder;
   std::string out;
