@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 
 #include "format/checked.h"
 #include "format/error.h"
@@ -13,28 +12,8 @@ namespace {
 
 constexpr uint32_t kNone = UINT32_MAX;
 
-uint64_t mix(uint64_t x) {
-  x ^= x >> 32;
-  x *= 0x9e3779b97f4a7c15u;
-  x ^= x >> 29;
-  return x * 0xbf58476d1ce4e5b9u;
-}
-
-uint64_t hash_text(std::string_view text) {
-  uint64_t hash = text.size();
-  while (text.size() >= 8) {
-    uint64_t word;
-    std::memcpy(&word, text.data(), 8);
-    hash = mix(hash ^ word);
-    text.remove_prefix(8);
-  }
-  uint64_t rest = 0;
-  if (!text.empty()) std::memcpy(&rest, text.data(), text.size());
-  return mix(hash ^ rest) >> 20;
-}
-
-uint64_t hash_pair(uint32_t left, uint32_t right) {
-  return mix((uint64_t{left} << 32) | right) >> 20;
+uint64_t pair(uint32_t left, uint32_t right) {
+  return (uint64_t{left} << 32) | right;
 }
 
 bool later(const Bpe::Candidate& a, const Bpe::Candidate& b) {
@@ -63,13 +42,16 @@ Vocabulary::Vocabulary(const Metadata& metadata, uint32_t vocab_size)
     if (kinds_[id] > static_cast<uint8_t>(TokenKind::kEmpty))
       throw_error(ErrorCode::kFormat, "tokenizer.token_kinds: token {} has kind {}, expected 0 to 3", id,
                   kinds_[id]);
+    if (token.size() > kMaxTokenBytes)
+      throw_error(ErrorCode::kFormat, "tokenizer.token_ends: token {} has {} bytes, at most {}", id,
+                  token.size(), kMaxTokenBytes);
     if ((kind(id) == TokenKind::kByte && token.size() != 1) ||
         (kind(id) == TokenKind::kText && token.empty()))
       throw_error(ErrorCode::kFormat, "tokenizer.token_ends: token {} of kind {} has {} bytes", id,
                   kinds_[id], token.size());
     if (kind(id) != TokenKind::kText) continue;
     max_token_bytes_ = std::max(max_token_bytes_, token.size());
-    size_t slot = hash_text(token) & (slots_.size() - 1);
+    size_t slot = hash_.of(token) & (slots_.size() - 1);
     for (; slots_[slot] != 0; slot = (slot + 1) & (slots_.size() - 1))
       if (text(slots_[slot] - 1) == token)
         throw_error(ErrorCode::kFormat, "tokenizer: tokens {} and {} have the same text", slots_[slot] - 1,
@@ -85,7 +67,7 @@ std::string_view Vocabulary::text(uint32_t id) const {
 
 int32_t Vocabulary::find(std::string_view wanted) const {
   if (wanted.empty() || wanted.size() > max_token_bytes_) return -1;
-  for (size_t slot = hash_text(wanted) & (slots_.size() - 1); slots_[slot] != 0;
+  for (size_t slot = hash_.of(wanted) & (slots_.size() - 1); slots_[slot] != 0;
        slot = (slot + 1) & (slots_.size() - 1))
     if (text(slots_[slot] - 1) == wanted) return static_cast<int32_t>(slots_[slot] - 1);
   return -1;
@@ -140,7 +122,7 @@ void Bpe::load_merges(const std::vector<uint32_t>& merges) {
                   "tokenizer.merges: merge {} joins tokens {} and {}, whose text token {} is not", rank, left,
                   right, result);
     if (is_special(static_cast<int32_t>(result))) continue;
-    size_t slot = hash_pair(left, right) & (merges_.size() - 1);
+    size_t slot = hash_.of(pair(left, right)) & (merges_.size() - 1);
     while (merges_[slot].result >= 0 && (merges_[slot].left != left || merges_[slot].right != right))
       slot = (slot + 1) & (merges_.size() - 1);
     merges_[slot] = {left, right, rank, static_cast<int32_t>(result)};  // of two equal pairs the later counts
@@ -197,7 +179,7 @@ Bpe::Candidate Bpe::merge_of(std::string_view word, const Scratch& scratch, uint
     return {static_cast<uint32_t>(id), left, id >= 0 && is_special(id) ? -1 : id};
   }
   const uint32_t right = static_cast<uint32_t>(b.id);
-  size_t slot = hash_pair(static_cast<uint32_t>(a.id), right) & (merges_.size() - 1);
+  size_t slot = hash_.of(pair(static_cast<uint32_t>(a.id), right)) & (merges_.size() - 1);
   for (; merges_[slot].result >= 0; slot = (slot + 1) & (merges_.size() - 1))
     if (merges_[slot].left == static_cast<uint32_t>(a.id) && merges_[slot].right == right)
       return {merges_[slot].rank, left, merges_[slot].result};

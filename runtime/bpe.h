@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "format/metadata.h"
+#include "runtime/token_hash.h"
 #include "runtime/tokenizer_keys.h"
 
 namespace pith {
@@ -27,6 +28,7 @@ class Vocabulary {
   std::string bytes_;
   std::vector<uint32_t> ends_;
   Bytes kinds_;
+  TokenHash hash_;
   std::vector<uint32_t> slots_;  // id + 1, 0 = free
   size_t max_token_bytes_ = 0;
 };
@@ -72,7 +74,8 @@ class Bpe {
   int32_t unk_id_ = -1;
   std::vector<bool> special_;
   std::vector<int32_t>
-      byte_ids_;               // [256]: of one-byte texts (byte-level) or of "<0xXX>" tokens, -1 when absent
+      byte_ids_;  // [256]: of one-byte texts (byte-level) or of "<0xXX>" tokens, -1 when absent
+  TokenHash hash_;
   std::vector<Merge> merges_;  // power-of-two table
 };
 

@@ -49,8 +49,7 @@ Unigram::Unigram(const Metadata& metadata, const Vocabulary& vocabulary, const s
 
 // The edge of `parent` by c, or the free slot where it would be.
 size_t Unigram::slot(uint32_t parent, char c) const {
-  uint64_t hash = (uint64_t{parent} << 8 | static_cast<uint8_t>(c)) * 0x9e3779b97f4a7c15u;
-  size_t at = (hash ^ hash >> 32) & (edges_.size() - 1);
+  size_t at = hash_.of(uint64_t{parent} << 8 | static_cast<uint8_t>(c)) & (edges_.size() - 1);
   while (edges_[at].child != 0 && (edges_[at].parent != parent || edges_[at].byte != static_cast<uint8_t>(c)))
     at = (at + 1) & (edges_.size() - 1);
   return at;

@@ -12,6 +12,7 @@
 
 #include "format/metadata.h"
 #include "runtime/bpe.h"
+#include "runtime/token_hash.h"
 
 namespace pith {
 
@@ -45,6 +46,7 @@ class Unigram {
   double unknown_score_ = 0;
   int32_t unk_id_ = -1;
   std::vector<int32_t> byte_ids_;  // [256], -1 when absent; empty without byte fallback
+  TokenHash hash_;
   std::vector<Edge> edges_;        // of a trie over the tokens' bytes; power-of-two table
   std::vector<int32_t> token_of_;  // by node, -1 = none; node 0 is the root
 };

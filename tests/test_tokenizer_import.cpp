@@ -234,6 +234,65 @@ TEST_CASE("opening rejects metadata that breaks a rule") {
   CHECK_NOTHROW(Tokenizer::open(good, 500));
 }
 
+TEST_CASE("a token of more than 4096 bytes is refused") {
+  json tokenizer_json = byte_level_json();
+  for (const size_t n : {4096, 4097}) {
+    tokenizer_json["model"]["vocab"][std::string(n, 'a')] = 490;
+    Folder folder;
+    folder.put("tokenizer.json", tokenizer_json);
+    if (n == 4096) {
+      CHECK_NOTHROW(folder.open(500));
+      tokenizer_json["model"]["vocab"].erase(std::string(n, 'a'));
+    } else {
+      CHECK_THROWS_WITH(folder.open(500), Catch::Contains("token 490 has 4097 bytes, at most 4096"));
+    }
+  }
+}
+
+// Tokens of 8 bytes, made by running the hash backwards, that would all fall into one place if it had no secret: a minute, then.
+TEST_CASE("no file can aim its tokens at one place of the table") {
+  constexpr uint64_t kA = 0x9e3779b97f4a7c15u, kB = 0xbf58476d1ce4e5b9u;
+  const auto inverse = [](uint64_t a) {
+    uint64_t x = a;
+    for (int i = 0; i < 6; ++i) x *= 2 - a * x;
+    return x;
+  };
+  const auto unmix = [&](uint64_t y) {
+    y *= inverse(kB);
+    y ^= y >> 29 ^ y >> 58;
+    y *= inverse(kA);
+    return y ^ y >> 32;
+  };
+  constexpr uint32_t kTokens = 150000;
+  Bytes bytes(8 * kTokens);
+  std::vector<uint32_t> ends;
+  for (uint64_t i = 0; i < kTokens; ++i) {
+    const uint64_t token = unmix(unmix((i + 1) << 44)) ^ 8;
+    std::memcpy(bytes.data() + 8 * i, &token, 8);
+    ends.push_back(static_cast<uint32_t>(8 * i + 8));
+  }
+  Folder folder;
+  folder.put("tokenizer.json", byte_level_json());
+  Metadata metadata = folder.import(kConfig);
+  metadata.set("tokenizer.token_bytes", bytes);
+  metadata.set("tokenizer.token_ends", ends);
+  metadata.set("tokenizer.token_kinds", Bytes(kTokens, 0));
+  metadata.set("tokenizer.merges", std::vector<uint32_t>{});
+  const std::clock_t start = std::clock();
+  CHECK_NOTHROW(Tokenizer::open(metadata, kTokens));
+  CHECK(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC < 10);
+}
+
+TEST_CASE("an added token that the normalizer makes too long is refused") {
+  json tokenizer_json = byte_level_json();
+  tokenizer_json["added_tokens"][1].update({{"content", std::string(100, 'x')}, {"normalized", true}});
+  tokenizer_json["normalizer"] = {
+      {"type", "Replace"}, {"pattern", {{"String", "x"}}}, {"content", std::string(41, 'y')}};
+  Folder folder;
+  folder.put("tokenizer.json", tokenizer_json);
+  CHECK_THROWS_WITH(folder.open(500), Catch::Contains("id 461 has 4100 bytes when normalized, at most 4096"));
+}
+
 TEST_CASE("opening rejects sentencepiece models with faults that the library trusts") {
   const auto open = [](const std::string& model) {
     Metadata metadata;
@@ -260,6 +319,8 @@ TEST_CASE("opening rejects sentencepiece models with faults that the library tru
   // A normalization trie of 1024 bytes whose root's children would lie outside.
   std::string charsmap = std::string("\x00\x04\x00\x00", 4) + std::string(1024, '\0') + std::string(1, '\0');
   charsmap[4 + 2] = '\x7f';
+  const std::string long_text = std::string("\x00\x04\x00\x00", 4) + std::string(1024, '\0') +
+                                std::string(65, 'x') + std::string(1, '\0');
   const std::pair<std::string, const char*> faults[] = {
       {letters + bpe, "0 unknown pieces"},
       {unknown + unknown + bpe, "occurs twice"},
@@ -270,6 +331,7 @@ TEST_CASE("opening rejects sentencepiece models with faults that the library tru
       {unknown + letters + field('\x12', "\x18\x03"), "model_type 3"},
       {unknown + letters + bpe + field('\x1a', field('\x12', charsmap)), "points outside"},
       {unknown + letters + bpe + field('\x1a', field('\x12', charsmap.substr(0, 100))), "normalization trie"},
+      {unknown + letters + bpe + field('\x1a', field('\x12', long_text)), "string of 65 bytes"},
       {unknown + letters + bpe + "\x0a\x7f", "bytes needed"},
   };
   for (const auto& [model, cause] : faults) {
