@@ -133,12 +133,9 @@ Flow Renderer::statement(const Statement& s) {
       heap_.charge_text(s.text.size());
       write(Text(s.text, false));
       break;
-    case Statement::kPrint: {
-      const Text text = print(heap_, eval(s.exprs[0]));
-      heap_.charge_text(text.size());
-      write(text);
+    case Statement::kPrint:
+      write(print(heap_, eval(s.exprs[0])));
       break;
-    }
     case Statement::kIf:
       for (size_t i = 0; i < s.exprs.size(); ++i)
         if (truth(eval(s.exprs[i]))) return block(s.blocks[i]);
@@ -214,13 +211,7 @@ void Renderer::set(const Statement& s) {
     const Value value = eval(s.exprs[0]);
     const Value target = lookup(s.names[0]);
     if (target.kind != Value::kNamespace) fault("'{}' is not a namespace", s.names[0]);
-    const Value key = Value::of(Text(s.text, false));
-    for (auto& [name, old] : target.map->items)
-      if (equals(heap_, name, key)) {
-        old = value;
-        return;
-      }
-    target.map->items.emplace_back(key, value);
+    target.map->set(heap_, Value::of(Text(s.text, false)), value);
   }
 }
 
@@ -253,15 +244,17 @@ Value Renderer::attribute(const Value& of, const std::string& name) {
   if (of.kind == Value::kLoop) return loop_attribute(*of.loop, name);
   if (of.kind == Value::kUndefined) fault("'{}' is undefined", of.text ? of.bytes() : "the value");
   if (of.kind != Value::kMap && of.kind != Value::kNamespace) return Value::undefined(name);
-  const Value* const found = of.map->find(name);
+  const Value* const found = of.map->find(heap_, name);
   return found != nullptr ? *found : Value::undefined(name);
 }
 
 Value Renderer::repeat(const Value& value, int64_t count) {
   const uint64_t n = static_cast<uint64_t>(std::max<int64_t>(count, 0));
   if (value.is_string()) {
+    const bool one_mark = value.text->runs().size() <= 1;  // then the copies have it together
+    const uint64_t each = one_mark ? value.text->size() : value.text->memory_bytes();
     uint64_t n_bytes;
-    if (__builtin_mul_overflow(n, uint64_t{value.text->size()}, &n_bytes)) n_bytes = UINT64_MAX;
+    if (__builtin_mul_overflow(n, each, &n_bytes)) n_bytes = UINT64_MAX;
     heap_.charge_text(n_bytes);
     Text out;
     for (uint64_t i = 0; i < n && !value.text->empty(); ++i) out.append(*value.text);
@@ -320,14 +313,14 @@ Value Renderer::binary(const std::string& op, const Value& a, const Value& b) {
   if (op == "~") {
     Text out = print(heap_, a);
     const Text right = print(heap_, b);
-    heap_.charge_text(out.size() + right.size());
+    heap_.charge_text(out.memory_bytes() + right.memory_bytes());
     out.append(right);
     return Value::of(std::move(out));
   }
   for (const Value* const side : {&a, &b})
     if (side->kind == Value::kUndefined) fault("'{}' is undefined", side->text ? side->bytes() : "the value");
   if (op == "+" && a.is_string() && b.is_string()) {
-    heap_.charge_text(a.text->size() + b.text->size());
+    heap_.charge_text(a.text->memory_bytes() + b.text->memory_bytes());
     Text out = *a.text;
     out.append(*b.text);
     return Value::of(std::move(out));
@@ -432,13 +425,7 @@ Value Renderer::eval(ExprId id) {
       for (size_t i = 0; i < expr.kids.size(); i += 2) {
         const Value key = eval(expr.kids[i]);
         Value value = eval(expr.kids[i + 1]);
-        const auto old = std::find_if(map.items.begin(), map.items.end(),
-                                      [&](const auto& entry) { return equals(heap_, entry.first, key); });
-        if (old != map.items.end()) {
-          old->second = std::move(value);
-        } else {
-          map.items.emplace_back(key, std::move(value));
-        }
+        map.set(heap_, key, std::move(value));
       }
       return heap_.map(std::move(map));
     }

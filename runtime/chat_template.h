@@ -4,7 +4,7 @@
 // Rendering yields segments: text that the template wrote (where special tokens are parsed) and text that came from
 // messages (where they never are), so a user cannot forge a control token. A role counts as the template's text when
 // it is one of the usual ones, since templates make tokens of it: '<|' + message.role + '|>'.
-// Bounds: nesting 64, 1e6 steps, 16 MiB output. Immutable; any thread may render.
+// Bounds: nesting 64, 1e6 steps, 16 MiB output, 256 MiB of text on the way there. Immutable; any thread may render.
 #pragma once
 #include <ctime>
 #include <memory>

@@ -15,6 +15,7 @@ using Args = TemplateArgs;
 
 // "a.b.0" of `value`, for map(attribute=...) and the like.
 Value attribute_of(TemplateHeap& heap, Value value, const std::string& path) {
+  heap.charge_text(path.size());
   for (size_t at = 0; at <= path.size();) {
     const size_t dot = std::min(path.find('.', at), path.size());
     const std::string part = path.substr(at, dot - at);
@@ -51,7 +52,7 @@ struct TestRow {
   }
 bool cased_test(TemplateHeap& heap, const Value& v, const char* what, bool upper) {
   const Text& text = string_of(v, what);
-  heap.charge_text(text.size());
+  heap.charge_look(text.size());
   return is_cased(text.bytes(), upper);
 }
 
@@ -116,7 +117,10 @@ Value filter_join(TemplateHeap& heap, const Value& v, Args& args) {
   bool first = true;
   for (Value& part : iterate(heap, v)) {
     if (attribute.is_string()) part = attribute_of(heap, part, attribute.bytes());
-    if (!first && separator.is_string()) out.append(*separator.text);
+    if (!first && separator.is_string()) {
+      heap.charge_text(separator.text->memory_bytes());
+      out.append(*separator.text);
+    }
     first = false;
     out.append(print(heap, part));
     heap.charge(1);
@@ -169,7 +173,7 @@ Value select(TemplateHeap& heap, const Value& v, Args& args, bool wanted, bool b
 }
 
 Value filter_length(TemplateHeap& heap, const Value& v, Args&) {
-  if (v.is_string()) heap.charge_text(v.text->size());  // its characters are counted
+  if (v.is_string()) heap.charge_look(v.text->size());  // its characters are counted
   return Value::of(length(v));
 }
 
@@ -180,8 +184,8 @@ Value filter_int(TemplateHeap& heap, const Value& v, Args& args) {
   if (v.kind == Value::kFloat)
     return Value::of(std::abs(v.number) < 9e18 ? static_cast<int64_t>(v.number) : fallback);
   if (!v.is_string()) return Value::of(fallback);
-  heap.charge_text(v.text->size());
-  const std::string text = strip(*v.text, nullptr, true, true).bytes();
+  heap.charge_look(v.text->size());
+  const std::string text = strip(heap, *v.text, nullptr, true, true).bytes();
   const char* const begin = text.data() + (text.starts_with('+') ? 1 : 0);
   const char* const end = text.data() + text.size();
   int64_t integer = 0;
@@ -197,8 +201,8 @@ Value filter_int(TemplateHeap& heap, const Value& v, Args& args) {
 Value filter_float(TemplateHeap& heap, const Value& v, Args&) {
   if (v.is_number()) return Value::of(v.as_number());
   if (!v.is_string()) return Value::of(0.0);
-  heap.charge_text(v.text->size());
-  const std::string text = strip(*v.text, nullptr, true, true).bytes();
+  heap.charge_look(v.text->size());
+  const std::string text = strip(heap, *v.text, nullptr, true, true).bytes();
   double number = 0;
   const auto read = std::from_chars(text.data(), text.data() + text.size(), number);
   return Value::of(read.ec == std::errc() && read.ptr == text.data() + text.size() ? number : 0.0);
@@ -208,6 +212,11 @@ Value filter_abs(TemplateHeap&, const Value& v, Args&) {
   if (v.kind == Value::kFloat) return Value::of(std::abs(v.number));
   if (v.kind != Value::kInteger || v.integer == INT64_MIN) fault("filter 'abs' needs a number");
   return Value::of(v.integer < 0 ? -v.integer : v.integer);
+}
+
+// What sort, unique and dictsort compare.
+Value without_case(TemplateHeap& heap, const Value& key) {
+  return key.is_string() ? Value::of(change_case(heap, *key.text, Case::kLower)) : key;
 }
 
 Value filter_sort(TemplateHeap& heap, const Value& v, Args& args) {
@@ -220,7 +229,7 @@ Value filter_sort(TemplateHeap& heap, const Value& v, Args& args) {
   std::vector<Entry> entries;
   for (const Value& part : iterate(heap, v)) {
     Value key = attribute.is_string() ? attribute_of(heap, part, attribute.bytes()) : part;
-    if (key.is_string() && !case_sensitive) key = Value::of(change_case(*key.text, Case::kLower));
+    if (!case_sensitive) key = without_case(heap, key);
     entries.push_back({std::move(key), part});
   }
   std::stable_sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
@@ -234,7 +243,7 @@ Value filter_sort(TemplateHeap& heap, const Value& v, Args& args) {
 Value filter_unique(TemplateHeap& heap, const Value& v, Args&) {
   std::vector<Value> out, keys;
   for (const Value& part : iterate(heap, v)) {
-    const Value key = part.is_string() ? Value::of(change_case(*part.text, Case::kLower)) : part;
+    const Value key = without_case(heap, part);
     if (std::any_of(keys.begin(), keys.end(), [&](const Value& k) { return equals(heap, k, key); })) continue;
     keys.push_back(key);
     out.push_back(part);
@@ -254,8 +263,7 @@ Value filter_dictsort(TemplateHeap& heap, const Value& v, Args&) {
   if (v.kind != Value::kMap) fault("filter 'dictsort' needs a map, found a {}", v.type_name());
   std::vector<std::pair<Value, Value>> entries;  // key to sort by, pair
   for (const auto& [key, value] : v.map->items)
-    entries.emplace_back(key.is_string() ? Value::of(change_case(*key.text, Case::kLower)) : key,
-                         heap.list({key, value}, true));
+    entries.emplace_back(without_case(heap, key), heap.list({key, value}, true));
   std::stable_sort(entries.begin(), entries.end(),
                    [&](auto& a, auto& b) { return compare(heap, a.first, b.first) < 0; });
   std::vector<Value> out;
@@ -271,8 +279,8 @@ Value filter_tojson(TemplateHeap& heap, const Value& v, Args& args) {
   if (style.indent > 16) fault("filter 'tojson': indent {}, at most 16", style.indent);
   const Value separators = args.get(2, "separators");
   if (separators.kind == Value::kList && separators.list->items.size() == 2) {
-    style.item_separator = string_of(separators.list->items[0], "separators").bytes();
-    style.key_separator = string_of(separators.list->items[1], "separators").bytes();
+    style.item_separator = string_of(separators.list->items[0], "separators");
+    style.key_separator = string_of(separators.list->items[1], "separators");
   }
   style.sort_keys = args.flag_or(3, "sort_keys", false);
   return Value::of(to_json(heap, v, style));
@@ -287,16 +295,13 @@ Value edge(TemplateHeap& heap, const Value& v, bool first) {
 }
 
 Value text_filter(TemplateHeap& heap, const Value& v, Case to) {
-  const Text text = print(heap, v);
-  heap.charge_text(text.size());
-  return Value::of(change_case(text, to));
+  return Value::of(change_case(heap, print(heap, v), to));
 }
 
 Value filter_trim(TemplateHeap& heap, const Value& v, Args& args) {
   const Value chars = args.get(0, "chars");
   const Text text = print(heap, v);
-  heap.charge_search(text.size(), chars.is_string() ? chars.text->size() : 0);
-  return Value::of(strip(text, chars.is_string() ? &chars.bytes() : nullptr, true, true));
+  return Value::of(strip(heap, text, chars.is_string() ? &chars.bytes() : nullptr, true, true));
 }
 
 Value filter_indent(TemplateHeap& heap, const Value& v, Args& args) {

@@ -16,8 +16,7 @@ using Args = TemplateArgs;
 
 Value strip_method(TemplateHeap& heap, const Text& text, Args& args, bool left, bool right) {
   const Value chars = args.get(0);
-  heap.charge_search(text.size(), chars.is_string() ? chars.text->size() : 0);
-  return Value::of(strip(text, chars.is_string() ? &chars.bytes() : nullptr, left, right));
+  return Value::of(strip(heap, text, chars.is_string() ? &chars.bytes() : nullptr, left, right));
 }
 
 Value split_method(TemplateHeap& heap, const Text& text, Args& args, bool from_right) {
@@ -34,7 +33,7 @@ Value affix_method(TemplateHeap& heap, const Text& text, Args& args, bool at_sta
   const Value affix = args.need(0);
   const auto matches = [&](const Value& one) {
     const std::string& bytes = string_of(one, "startswith and endswith").bytes();
-    heap.charge_text(bytes.size());
+    heap.charge_look(bytes.size());
     return at_start ? text.bytes().starts_with(bytes) : text.bytes().ends_with(bytes);
   };
   if (affix.kind != Value::kList) return Value::of(matches(affix));
@@ -48,8 +47,7 @@ struct StringMethodRow {
 };
 template <Case to>
 Value case_method(TemplateHeap& heap, const Text& text, Args&) {
-  heap.charge_text(text.size());
-  return Value::of(change_case(text, to));
+  return Value::of(change_case(heap, text, to));
 }
 const StringMethodRow kStringMethods[] = {
     {"strip",
@@ -114,16 +112,17 @@ Value function_namespace(TemplateHeap& heap, Args& args, bool is_namespace) {
   for (const NamedTemplateValue& arg : args.all()) {
     if (arg.name.empty()) {
       if (arg.value.kind != Value::kMap) fault("namespace and dict take names and maps");
-      for (const auto& entry : arg.value.map->items) map.items.push_back(entry);
+      for (const auto& [key, value] : arg.value.map->items) map.set(heap, key, value);
     } else {
-      map.items.emplace_back(Value::of(Text(arg.name, false)), arg.value);
+      map.set(heap, Value::of(Text(arg.name, false)), arg.value);
     }
   }
   return heap.map(std::move(map), is_namespace);
 }
 
 Value function_strftime(Args& args, TemplateClock clock) {
-  const std::string format = string_of(args.need(0), "strftime_now").bytes();
+  const Value argument = args.need(0);
+  const std::string& format = string_of(argument, "strftime_now").bytes();
   args.done();
   if (format.size() > 256 || format.find('\0') != std::string::npos) fault("strftime_now: format too long");
   std::tm date{};
@@ -131,7 +130,10 @@ Value function_strftime(Args& args, TemplateClock clock) {
   if (format.empty() || to_date(&clock.now, &date) == nullptr) return Value::of("");
   char text[2048];
   const size_t n = std::strftime(text, sizeof(text), format.c_str(), &date);
-  return Value::of(Text(std::string(text, n), false));
+  const auto& runs =
+      argument.text->runs();  // of a format that a message has part in, all counts as the message's
+  const bool from_message = std::any_of(runs.begin(), runs.end(), [](auto& run) { return run.from_message; });
+  return Value::of(Text(std::string(text, n), from_message));
 }
 
 const char* const kFunctions[] = {"raise_exception", "strftime_now", "namespace", "range", "dict"};

@@ -11,6 +11,8 @@ namespace {
 
 using Token = TemplateToken;
 
+constexpr size_t kMaxNameBytes = 128;  // names are copied as they are looked up, at one step each
+
 std::string normalize_newlines(std::string_view source) {
   std::string out;
   for (size_t i = 0; i < source.size(); ++i) {
@@ -217,6 +219,8 @@ void Lexer::expression(std::string_view close, Token::Kind end_kind) {
     if (is_name_start(c)) {
       size_t end = at_;
       while (end < source_.size() && (is_name_start(source_[end]) || is_digit(source_[end]))) ++end;
+      if (end - at_ > kMaxNameBytes)
+        fail(fmt::format("a name of {} bytes, at most {}", end - at_, kMaxNameBytes));
       push(Token::kName, source_.substr(at_, end - at_));
       advance(end - at_);
     } else if (is_digit(c)) {

@@ -20,7 +20,9 @@ void check_length(const Text& text) {
 
 }  // namespace
 
-Text change_case(const Text& text, Case to) {
+Text change_case(TemplateHeap& heap, const Text& text, Case to) {
+  heap.charge_text(text.memory_bytes());
+  heap.charge(text.size() / 128);  // a look into Unicode's tables for each character
   Text out;
   bool word_begins = true;
   text.for_each([&](char32_t c, std::string_view bytes, bool from_message) {
@@ -47,7 +49,10 @@ bool is_cased(const std::string& text, bool upper) {
   return any;
 }
 
-Text strip(const Text& text, const std::string* chars, bool left, bool right) {
+Text strip(TemplateHeap& heap, const Text& text, const std::string* chars, bool left, bool right) {
+  heap.charge_text(text.memory_bytes());
+  heap.charge((1 + text.size() / 1024) *
+              (chars != nullptr ? chars->size() : 0));  // each is compared with each
   const std::string& bytes = text.bytes();
   const auto strips = [&](char32_t c) {
     if (chars == nullptr) return is_blank(c);
@@ -75,12 +80,13 @@ Text strip(const Text& text, const std::string* chars, bool left, bool right) {
 
 Text replace(TemplateHeap& heap, const Text& text, const Text& from, const Text& to, int64_t count) {
   heap.charge_search(text.size(), from.size());
+  heap.charge_text(text.memory_bytes());
   Text out;
   uint64_t left = count < 0 ? UINT64_MAX : static_cast<uint64_t>(count);
   if (from.empty()) {
     text.for_each([&](char32_t, std::string_view bytes, bool from_message) {
       if (left > 0) {
-        heap.charge_text(to.size());
+        heap.charge_text(to.memory_bytes());
         out.append(to);
         --left;
       }
@@ -95,7 +101,7 @@ Text replace(TemplateHeap& heap, const Text& text, const Text& from, const Text&
   for (; left > 0; --left) {
     const size_t found = text.bytes().find(from.bytes(), at);
     if (found == std::string::npos) break;
-    heap.charge_text(found - at + to.size());
+    heap.charge_text(to.memory_bytes());
     out.append(text, at, found);
     out.append(to);
     check_length(out);
@@ -109,6 +115,7 @@ Text replace(TemplateHeap& heap, const Text& text, const Text& from, const Text&
 std::vector<Text> split(TemplateHeap& heap, const Text& text, const Text* separator, int64_t count,
                         bool from_right) {
   heap.charge_search(text.size(), separator != nullptr ? separator->size() : 1);
+  heap.charge_text(text.memory_bytes());
   if (separator != nullptr && separator->empty()) fault("split at an empty text");
   // All places to cut, each a range to drop; then as many as wanted from the side asked for.
   std::vector<std::pair<size_t, size_t>> cuts;
@@ -170,7 +177,7 @@ std::vector<Text> split(TemplateHeap& heap, const Text& text, const Text* separa
 }
 
 std::vector<Text> split_lines(TemplateHeap& heap, const Text& text) {
-  heap.charge_text(text.size());
+  heap.charge_text(text.memory_bytes());
   std::vector<Text> lines;
   const std::string& bytes = text.bytes();
   size_t begin = 0;
@@ -193,12 +200,12 @@ std::vector<Text> split_lines(TemplateHeap& heap, const Text& text) {
 }
 
 Text indent(TemplateHeap& heap, const Text& text, const Text& by, bool first, bool blank) {
-  heap.charge_text(text.size());
+  heap.charge_text(text.memory_bytes());
   Text out;
   size_t begin = 0;
   for (bool is_first = true; begin <= text.size(); is_first = false) {
     const size_t end = std::min(text.bytes().find('\n', begin), text.size());
-    heap.charge_text(by.size());
+    heap.charge_text(by.memory_bytes());
     if (is_first ? first : (blank || end > begin)) out.append(by);
     out.append(text, begin, std::min(end + 1, text.size()));
     check_length(out);

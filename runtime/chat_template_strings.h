@@ -9,12 +9,13 @@ namespace pith {
 
 // kTitle is Python's str.title, kTitleFilter Jinja's filter of that name: they split words differently.
 enum class Case { kUpper, kLower, kCapitalized, kTitle, kTitleFilter };
-TemplateText change_case(const TemplateText& text, Case to);
+TemplateText change_case(TemplateHeap& heap, const TemplateText& text, Case to);
 // str.isupper and str.islower: some letter has a case, and all those have this one.
 bool is_cased(const std::string& text, bool upper);
 
 // Without the leading or trailing characters in `chars` (null: white space).
-TemplateText strip(const TemplateText& text, const std::string* chars, bool left, bool right);
+TemplateText strip(TemplateHeap& heap, const TemplateText& text, const std::string* chars, bool left,
+                   bool right);
 // At most `count` replacements, all when negative. An empty `from` stands between all characters.
 TemplateText replace(TemplateHeap& heap, const TemplateText& text, const TemplateText& from,
                      const TemplateText& to, int64_t count);

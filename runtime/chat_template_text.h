@@ -27,6 +27,7 @@ class TemplateText {
   const std::vector<Run>& runs() const { return runs_; }
   size_t size() const { return bytes_.size(); }
   bool empty() const { return bytes_.empty(); }
+  size_t memory_bytes() const { return bytes_.size() + runs_.size() * sizeof(Run); }
 
   void append(std::string_view bytes, bool from_message);
   void append(const TemplateText& other) { append(other, 0, other.size()); }

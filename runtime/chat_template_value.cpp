@@ -67,7 +67,7 @@ class Writer {
         plain(float_text(v.number));
         break;
       case Value::kString:
-        heap_.charge_text(v.text->size());
+        heap_.charge_look(v.text->size());
         append_quoted(out_, *v.text, json_ != nullptr);
         break;
       case Value::kList:
@@ -82,7 +82,10 @@ class Writer {
     if (out_.size() > TemplateHeap::kMaxTextBytes)
       fault("text longer than {} bytes", TemplateHeap::kMaxTextBytes);
   }
-  Text take() { return std::move(out_); }
+  Text take() {
+    heap_.charge_text(out_.memory_bytes());
+    return std::move(out_);
+  }
 
  private:
   void plain(const std::string& text) { out_.append(text, false); }
@@ -91,15 +94,19 @@ class Writer {
     plain("\n");
     plain(std::string(static_cast<size_t>(json_->indent) * static_cast<size_t>(depth), ' '));
   }
-  std::string separator() const {
-    if (json_ == nullptr) return ", ";
-    return json_->indent >= 0 && json_->item_separator == ", " ? "," : json_->item_separator;
+  void separator() {
+    if (json_ == nullptr)
+      plain(", ");
+    else if (json_->indent >= 0 && json_->item_separator.bytes() == ", ")
+      plain(",");
+    else
+      out_.append(json_->item_separator);
   }
   void list(const TemplateList& values, int depth) {
     const bool tuple = values.is_tuple && json_ == nullptr;
     plain(tuple ? "(" : "[");
     for (size_t i = 0; i < values.items.size(); ++i) {
-      if (i > 0) plain(separator());
+      if (i > 0) separator();
       new_line(depth + 1);
       value(values.items[i], depth + 1);
     }
@@ -115,12 +122,15 @@ class Writer {
                        [&](auto a, auto b) { return compare(heap_, a->first, b->first) < 0; });
     plain("{");
     for (size_t i = 0; i < items.size(); ++i) {
-      if (i > 0) plain(separator());
+      if (i > 0) separator();
       new_line(depth + 1);
       if (json_ != nullptr && !items[i]->first.is_string())
         fault("a key of type {} is not JSON", items[i]->first.type_name());
       value(items[i]->first, depth + 1);
-      plain(json_ != nullptr ? json_->key_separator : ": ");
+      if (json_ != nullptr)
+        out_.append(json_->key_separator);
+      else
+        plain(": ");
       value(items[i]->second, depth + 1);
     }
     if (!items.empty()) new_line(depth);
@@ -158,10 +168,20 @@ const Value* TemplateMap::find(TemplateHeap& heap, const Value& key) const {
   return nullptr;
 }
 
-const Value* TemplateMap::find(const std::string& key) const {
+const Value* TemplateMap::find(TemplateHeap& heap, const std::string& key) const {
+  heap.charge(items.size() * (1 + key.size() / 1024) / 16);
   for (const auto& [name, value] : items)
     if (name.is_string() && name.bytes() == key) return &value;
   return nullptr;
+}
+
+void TemplateMap::set(TemplateHeap& heap, const Value& key, Value value) {
+  for (auto& [name, old] : items)
+    if (equals(heap, name, key)) {
+      old = std::move(value);
+      return;
+    }
+  items.emplace_back(key, std::move(value));
 }
 
 void TemplateHeap::charge(uint64_t n_steps) {
@@ -172,6 +192,8 @@ void TemplateHeap::charge(uint64_t n_steps) {
 void TemplateHeap::charge_text(uint64_t n_bytes) {
   if (n_bytes > kMaxTextBytes) fault("text longer than {} bytes", kMaxTextBytes);
   charge(1 + n_bytes / 1024);
+  n_text_bytes_ += n_bytes;
+  if (n_text_bytes_ > kMaxAllTextBytes) fault("texts of more than {} bytes in all", kMaxAllTextBytes);
 }
 
 Value TemplateHeap::list(std::vector<Value> items, bool is_tuple) {
@@ -286,7 +308,10 @@ bool contains(TemplateHeap& heap, const Value& in, const Value& item) {
 }
 
 Text print(TemplateHeap& heap, const Value& value) {
-  if (value.is_string()) return *value.text;
+  if (value.is_string()) {
+    heap.charge_text(value.text->memory_bytes());
+    return *value.text;
+  }
   if (value.kind == Value::kUndefined) return {};
   Writer writer(heap, nullptr);
   writer.value(value, 0);
@@ -340,7 +365,7 @@ Value item(TemplateHeap& heap, const Value& value, const Value& index) {
   }
   if (value.kind == Value::kUndefined) fault("'{}' is undefined", value.text ? value.bytes() : "the value");
   if (index.kind != Value::kInteger || (value.kind != Value::kList && !value.is_string())) return {};
-  if (value.is_string()) heap.charge_text(value.text->size());
+  if (value.is_string()) heap.charge_look(value.text->size());
   const std::vector<size_t> offsets =
       value.is_string() ? code_point_offsets(value.bytes()) : std::vector<size_t>();
   const int64_t n = value.is_string() ? static_cast<int64_t>(offsets.size() - 1) : length(value);
@@ -362,7 +387,7 @@ Value slice(TemplateHeap& heap, const Value& value, const Value& begin, const Va
       value.is_string() ? code_point_offsets(value.bytes()) : std::vector<size_t>();
   const int64_t n = value.is_string() ? static_cast<int64_t>(offsets.size() - 1) : length(value);
   heap.charge(1);
-  heap.charge_text(value.is_string() ? value.text->size() : 0);
+  heap.charge_text(value.is_string() ? value.text->memory_bytes() : 0);
   const int64_t by = std::clamp<int64_t>(bound(step, 1), -n - 1, n + 1);  // a longer step takes one item too
   if (bound(step, 1) == 0) fault("a slice's step is 0");
   const auto place = [&](const Value& v, int64_t fallback) {

@@ -1,7 +1,7 @@
 // Values of the template language, and what is common to operators, filters and tests on them.
 //
 // Strings are shared and immutable. Lists, maps and namespaces live in the TemplateHeap of one rendering, which also
-// counts steps: every operation charges for what it makes, so time and memory are bounded together.
+// counts steps and bytes: every operation charges for what it makes before it does, so time and memory are bounded together.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -93,7 +93,9 @@ struct TemplateList {
 struct TemplateMap {
   std::vector<std::pair<TemplateValue, TemplateValue>> items;  // in order of insertion
   const TemplateValue* find(TemplateHeap& heap, const TemplateValue& key) const;
-  const TemplateValue* find(const std::string& key) const;
+  const TemplateValue* find(TemplateHeap& heap, const std::string& key) const;
+  void set(TemplateHeap& heap, const TemplateValue& key,
+           TemplateValue value);  // the old entry of that key, or a new one
 };
 
 struct TemplateLoop {
@@ -104,12 +106,15 @@ struct TemplateLoop {
 class TemplateHeap {
  public:
   static constexpr uint64_t kMaxSteps = 1000000;
-  static constexpr size_t kMaxTextBytes = 16 << 20;
+  static constexpr size_t kMaxTextBytes = 16 << 20;  // of one text, with its marks
+  static constexpr size_t kMaxAllTextBytes = 256 << 20;
 
   // Throws Error(kInvalidArgument) when the steps are used up.
   void charge(uint64_t n_steps);
-  // For text of n bytes about to be made: 1 step a KiB, at most kMaxTextBytes.
+  // For a text of n memory_bytes() about to be made: 1 step a KiB, at most kMaxTextBytes, and kMaxAllTextBytes in one rendering.
   void charge_text(uint64_t n_bytes);
+  // For looking at n bytes.
+  void charge_look(uint64_t n_bytes) { charge(1 + n_bytes / 1024); }
   // For looking for m bytes in n.
   void charge_search(uint64_t n, uint64_t m) { charge((1 + n / 1024) * (1 + m / 256)); }
   TemplateValue list(std::vector<TemplateValue> items, bool is_tuple = false);
@@ -118,7 +123,7 @@ class TemplateHeap {
   const TemplateList* keep(std::vector<TemplateValue> items);
 
  private:
-  uint64_t n_steps_ = 0;
+  uint64_t n_steps_ = 0, n_text_bytes_ = 0;
   std::deque<TemplateList> lists_;
   std::deque<TemplateMap> maps_;
   std::deque<TemplateLoop> loops_;
@@ -135,7 +140,7 @@ bool contains(TemplateHeap& heap, const TemplateValue& in, const TemplateValue& 
 TemplateText print(TemplateHeap& heap, const TemplateValue& value);
 struct JsonStyle {
   int64_t indent = -1;  // spaces a level; -1: one line
-  std::string item_separator = ", ", key_separator = ": ";
+  TemplateText item_separator{", ", false}, key_separator{": ", false};
   bool sort_keys = false;
 };
 TemplateText to_json(TemplateHeap& heap, const TemplateValue& value, const JsonStyle& style);

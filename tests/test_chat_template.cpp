@@ -89,6 +89,9 @@ TEST_CASE("text from messages keeps its mark through every operation") {
       {"{% macro m(t) %}<{{ t }}>{% endmacro %}{{ m(messages[0].content) }}", "T</M <|end|> aXb /T>"},
       {"{{ messages | map(attribute='content') | join | title }}", "M <|end|> Axb "},
       {"{{ messages[0].content | tojson }}", "T\"/M <|end|> aXb /T\""},
+      {"{{ [1, 2] | tojson(separators=(messages[0].content, ':')) }}", "T[1/M <|end|> aXb /T2]"},
+      {"{{ {'a': 1} | tojson(separators=(',', messages[0].content)) }}", "T{\"a\"/M <|end|> aXb /T1}"},
+      {"{{ strftime_now(messages[0].content) }}{{ strftime_now('<%%>') }}", "M <|end|> aXb /T<%>"},
       {"{{ [messages[0].content] }}", "T['/M <|end|> aXb /T']"},
       {"{{ messages[0].content | default('x') | string | indent(2, true) }}", "T  /M <|end|> aXb "},
       {"{% for c in messages[0].content[1:3] %}{{ c }}.{% endfor %}", "M</T./M|/T."},
@@ -112,7 +115,7 @@ TEST_CASE("a usual role is the template's text and any other is the message's") 
 }
 
 TEST_CASE("what is not supported is refused with line and construct when the template is read") {
-  const std::pair<const char*, const char*> cases[] = {
+  const std::pair<std::string, const char*> cases[] = {
       {"a\n{{ x | foo }}", "4 chat template, line 2: filter 'foo' is not supported"},
       {"{{ x is foo }}", "4 chat template, line 1: test 'foo' is not supported"},
       {"\n\n{{ x.format(1) }}", "4 chat template, line 3: method 'format' is not supported"},
@@ -137,6 +140,7 @@ TEST_CASE("what is not supported is refused with line and construct when the tem
       {"{{ x ? y }}", "3 chat template, line 1: unexpected character '?'"},
       {"{{ 99999999999999999999 }}",
        "3 chat template, line 1: number '99999999999999999999' is out of range"},
+      {"{{ " + repeated("x", 129) + " }}", "3 chat template, line 1: a name of 129 bytes, at most 128"},
       {"{% break %}", "3 chat template, line 1: 'break' outside a loop"},
       {"{% set true = 1 %}", "3 chat template, line 1: 'true' cannot be assigned"},
   };
@@ -205,6 +209,35 @@ TEST_CASE("rendering is bounded in steps, memory and depth") {
     CHECK(fault_of(start + "{% for i in range(9) %}{% if " + std::string(look) +
                    " %}{% endif %}{% endfor %}") == steps);
   }
+}
+
+TEST_CASE("whatever makes text or looks through it is charged") {
+  const std::string steps = "1 chat template, line 1: stopped after 1000000 steps";
+  const std::string texts = "1 chat template, line 1: texts of more than 268435456 bytes in all";
+  const std::string s = "{% set s = 'a' * 16000000 %}";
+  for (const char* make : {"{{ ([s] * 99) | map('string') | list | length }}",
+                           "{% for i in range(99) %}{{ s | trim | length }}{% endfor %}",
+                           "{% for i in range(99) %}{% set x = s.split('b') %}{% endfor %}",
+                           "{% for i in range(99) %}{% set x = s | replace('b', '') %}{% endfor %}"}) {
+    INFO(make);
+    CHECK(fault_of(s + make) == texts);
+  }
+  for (const char* change : {"{{ ([s] * 99) | map('upper') | list | length }}",
+                             "{{ ([s] * 99) | sort | length }}", "{{ ([s] * 99) | unique | length }}",
+                             "{% for i in range(99) %}{{ {s: 1} | dictsort | length }}{% endfor %}"}) {
+    INFO(change);
+    CHECK(fault_of("{% for i in range(180000) %}{% endfor %}" + s + change) == steps);
+  }
+  // A mark takes more than the byte that it marks.
+  CHECK(fault_of("{{ (('a' ~ messages[0].content[0]) * 8000000) | length }}") ==
+        "1 chat template, line 1: text longer than 16777216 bytes");
+  CHECK(fault_of(s + "{{ s.strip('" + repeated("b", 254) + "a') | length }}") == steps);
+  std::string map = "{% set m = {";
+  for (int i = 0; i < 600; ++i) map += fmt::format("'k{}': 0, ", i);
+  map += "} %}";
+  CHECK(fault_of(map) == "none");
+  CHECK(fault_of(map + "{% for i in range(9) %}{% set x = dict(m) %}{% endfor %}") == steps);
+  CHECK(fault_of(map + "{% for i in range(30000) %}{% set x = m.k599 %}{% endfor %}") == steps);
 }
 
 TEST_CASE("nesting deeper than the parser allows is refused, not a crash") {
