@@ -104,10 +104,11 @@ const TestRow kTests[] = {
 // ---- Filters -----------------------------------------------------------------------------------------------------
 
 Value filter_default(TemplateHeap&, const Value& v, Args& args) {
+  const bool has_fallback = args.has(0, "default_value");
   const Value fallback = args.get(0, "default_value");
   const bool on_false = args.flag_or(1, "boolean", false);
   if (v.kind != Value::kUndefined && !(on_false && !truth(v))) return v;
-  return fallback.kind == Value::kUndefined ? Value::of("") : fallback;
+  return has_fallback ? fallback : Value::of("");  // a fallback that is undefined itself stays so
 }
 
 Value filter_join(TemplateHeap& heap, const Value& v, Args& args) {
@@ -274,7 +275,7 @@ Value filter_dictsort(TemplateHeap& heap, const Value& v, Args&) {
 Value filter_tojson(TemplateHeap& heap, const Value& v, Args& args) {
   // As transformers defines it: not escaped for HTML, not sorted.
   JsonStyle style;
-  args.flag_or(0, "ensure_ascii", false);
+  if (args.flag_or(0, "ensure_ascii", false)) fault("filter 'tojson': ensure_ascii is not supported");
   style.indent = args.integer_or(1, "indent", -1);
   if (style.indent > 16) fault("filter 'tojson': indent {}, at most 16", style.indent);
   const Value separators = args.get(2, "separators");

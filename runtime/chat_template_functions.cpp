@@ -165,13 +165,21 @@ size_t TemplateArgs::n_positional() const {
       std::count_if(args_.begin(), args_.end(), [](auto& arg) { return arg.name.empty(); }));
 }
 
+size_t TemplateArgs::find(size_t place, const char* name) const {
+  size_t i = 0;
+  while (i < args_.size() && (args_[i].name.empty() ? i != place : args_[i].name != name)) ++i;
+  return i;
+}
+
+bool TemplateArgs::has(size_t place, const char* name) const {
+  return find(place, name) < args_.size();
+}
+
 Value TemplateArgs::get(size_t place, const char* name) {
-  for (size_t i = 0; i < args_.size(); ++i) {
-    if (args_[i].name.empty() ? i != place : args_[i].name != name) continue;
-    read_[i] = true;
-    return args_[i].value;
-  }
-  return {};
+  const size_t i = find(place, name);
+  if (i == args_.size()) return {};
+  read_[i] = true;
+  return args_[i].value;
 }
 
 Value TemplateArgs::need(size_t place, const char* name) {

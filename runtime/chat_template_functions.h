@@ -20,6 +20,7 @@ class TemplateArgs {
   size_t n_positional() const;
   // The argument at `place`, or called `name`; undefined when not given.
   TemplateValue get(size_t place, const char* name = "");
+  bool has(size_t place, const char* name) const;
   TemplateValue need(size_t place, const char* name = "");
   int64_t integer_or(size_t place, const char* name, int64_t fallback);
   bool flag_or(size_t place, const char* name, bool fallback);
@@ -27,6 +28,7 @@ class TemplateArgs {
   const std::vector<NamedTemplateValue>& all() const { return args_; }
 
  private:
+  size_t find(size_t place, const char* name) const;  // args_.size() when not given
   std::vector<NamedTemplateValue> args_;
   std::vector<bool> read_;
 };

@@ -77,7 +77,7 @@ class Lexer {
   }
 
   void data();
-  void comment();
+  void comment(size_t n_open);
   void raw_block();
   void expression(std::string_view close, Token::Kind end_kind);
   void string_literal();
@@ -132,7 +132,7 @@ void Lexer::data() {
   if (at_end) return;
   const size_t n_open = mark == '-' || mark == '+' ? 3 : 2;
   if (kind == '#') {
-    comment();
+    comment(n_open);
   } else if (kind == '{') {
     advance(mark == '-' ? 3 : 2);
     push(Token::kVariableBegin, "");
@@ -153,12 +153,11 @@ void Lexer::data() {
   }
 }
 
-void Lexer::comment() {
-  const size_t close = source_.find("#}", at_ + 2);
+void Lexer::comment(size_t n_open) {
+  const size_t close = source_.find("#}", at_ + n_open);
   if (close == std::string::npos) fail("comment is not closed");
-  const char mark = source_[close - 1] == '-' && close - 1 > at_ + 1 ? '-'
-                    : source_[close - 1] == '+'                      ? '+'
-                                                                     : '\0';
+  const char last = close > at_ + n_open ? source_[close - 1] : '\0';
+  const char mark = last == '-' || last == '+' ? last : '\0';
   advance(close + 2 - at_);
   after_tag(mark, true);
 }
@@ -171,7 +170,7 @@ void Lexer::raw_block() {
   if (mark != '\0') advance(1);
   if (!looking_at("%}")) fail("'raw' takes no arguments");
   advance(2);
-  after_tag(mark, true);
+  after_tag(mark, false);
   for (size_t tag = source_.find("{%", at_); tag != std::string::npos; tag = source_.find("{%", tag + 2)) {
     size_t at = tag + 2;
     const char open_mark = at < source_.size() ? source_[at] : '\0';

@@ -135,6 +135,7 @@ class Parser {
   size_t at_ = 0;
   uint32_t depth_ = 0;
   uint32_t loop_depth_ = 0;
+  bool in_macro_ = false;
   TemplateAst ast_;
   std::set<std::string> macros_;
   std::vector<std::pair<uint32_t, std::string>> called_;  // names called: macros, or an error
@@ -275,6 +276,10 @@ Statement Parser::set_statement(uint32_t line) {
 Statement Parser::macro_statement(uint32_t line) {
   Statement out{Statement::kMacro, line, {}, {}, {}, {}};
   out.text = expect_target();
+  // It would see the variables around it; here macros see the outermost ones.
+  if (loop_depth_ > 0 || in_macro_)
+    refuse(line, in_macro_ ? "macro inside a macro" : "macro inside a loop", out.text);
+  in_macro_ = true;
   macros_.insert(out.text);
   expect_operator("(");
   while (!peek().is_operator(")")) {
@@ -288,9 +293,8 @@ Statement Parser::macro_statement(uint32_t line) {
   }
   expect_operator(")");
   expect_block_end();
-  const uint32_t outer_loops = std::exchange(loop_depth_, 0);
   out.blocks.push_back(block({"endmacro"}));
-  loop_depth_ = outer_loops;
+  in_macro_ = false;
   block_end("endmacro");
   skip_name(out.text);
   expect_block_end();
@@ -407,6 +411,8 @@ ExprId Parser::primary() {
     if (token.text == "true" || token.text == "True") return add(make(Expr::kTrue, line));
     if (token.text == "false" || token.text == "False") return add(make(Expr::kFalse, line));
     if (token.text == "none" || token.text == "None") return add(make(Expr::kNone, line));
+    if (in_macro_ && (token.text == "varargs" || token.text == "kwargs"))
+      refuse(line, "a macro's", token.text);
     return add(make(Expr::kName, line, {}, token.text));
   }
   if (token.kind == Token::kString) {

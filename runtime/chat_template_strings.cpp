@@ -150,16 +150,20 @@ std::vector<Text> split(TemplateHeap& heap, const Text& text, const Text* separa
     }
   }
   size_t begin = 0, end = bytes.size();
-  if (separator == nullptr) {  // blanks at the edges cut nothing
-    if (!cuts.empty() && cuts.front().first == 0) {
-      begin = cuts.front().second;
-      cuts.erase(cuts.begin());
-    }
-    if (!cuts.empty() && cuts.back().second == end &&
-        (count < 0 || from_right || cuts.size() <= static_cast<size_t>(count))) {
-      end = cuts.back().first;
-      cuts.pop_back();
-    }
+  if (separator ==
+      nullptr) {  // blanks at the edges cut nothing; those at the far one stay when the count ends before
+    const auto trim = [&](bool right) {
+      if (cuts.empty()) return;
+      if (right && cuts.back().second == end) {
+        end = cuts.back().first;
+        cuts.pop_back();
+      } else if (!right && cuts.front().first == 0) {
+        begin = cuts.front().second;
+        cuts.erase(cuts.begin());
+      }
+    };
+    trim(from_right);
+    if (count < 0 || cuts.size() <= static_cast<size_t>(count)) trim(!from_right);
     if (begin >= end) return {};
   }
   if (count >= 0 && cuts.size() > static_cast<size_t>(count)) {

@@ -124,6 +124,14 @@ TEST_CASE("what is not supported is refused with line and construct when the tem
       {"{% include 'x' %}", "4 chat template, line 1: statement 'include' is not supported"},
       {"{% for x in y recursive %}{% endfor %}",
        "4 chat template, line 1: loop modifier 'recursive' is not supported"},
+      {"{% for x in y %}{% macro m() %}{% endmacro %}{% endfor %}",
+       "4 chat template, line 1: macro inside a loop 'm' is not supported"},
+      {"{% macro a() %}{% macro m() %}{% endmacro %}{% endmacro %}",
+       "4 chat template, line 1: macro inside a macro 'm' is not supported"},
+      {"{% macro m() %}{{ varargs }}{% endmacro %}",
+       "4 chat template, line 1: a macro's 'varargs' is not supported"},
+      {"{% macro m() %}{{ kwargs }}{% endmacro %}",
+       "4 chat template, line 1: a macro's 'kwargs' is not supported"},
       {"{{ 2 ** 3 }}", "4 chat template, line 1: operator '**' is not supported"},
       {"{{ f(*x) }}", "4 chat template, line 1: argument '*' is not supported"},
       {"{{ ''.__class__() }}", "4 chat template, line 1: method '__class__' is not supported"},
@@ -170,11 +178,38 @@ TEST_CASE("faults while rendering name the line") {
       {"{{ loop.index }}", "1 chat template, line 1: 'loop' is undefined"},
       {"{% macro m(a) %}{% endmacro %}{{ m(1, 2) }}", "1 chat template, line 1: macro 'm' takes 1 arguments"},
       {"{{ namespace }}", "1 chat template, line 1: a function cannot be written out"},
+      {"{{ 'x' | tojson(ensure_ascii=true) }}",
+       "1 chat template, line 1: filter 'tojson': ensure_ascii is not supported"},
       {"{{ range(0, 5, 0) }}", "1 chat template, line 1: range needs bounds and a step other than 0"},
   };
   for (const auto& [source, expected] : cases) {
     INFO(source);
     CHECK(fault_of(source) == expected);
+  }
+}
+
+// Expected as jinja2 3.1.6 renders them, set up as in tests/golden/make_chat_goldens.py.
+TEST_CASE("rare constructs come out as jinja2's") {
+  const std::pair<const char*, const char*> cases[] = {
+      {"{{ dict({'x': 1, 'y': 3}, x=2) }}", "{'x': 2, 'y': 3}"},
+      {"{{ namespace({'x': 1}, x=2).x }}", "2"},
+      {"a{% raw %}\nX{% endraw %}\nb", "a\nXb"},
+      {"a{% raw -%}\n X{% endraw %}", "aX"},
+      {"{{ x | default(y) is defined }}{{ x | default(y) | default('z') }}{{ x | default() is defined }}",
+       "FalsezTrue"},
+      {"{{ '  a b '.rsplit(none, 1) }}{{ ' a b '.rsplit(none, 2) }}{{ ' a b '.rsplit(none, 0) }}",
+       "['  a', 'b']['a', 'b'][' a b']"},
+      {"{{ ' a b '.split(none, 1) }}{{ ' a b '.split(none, 2) }}{{ '  '.rsplit(none, 1) }}",
+       "['a', 'b ']['a', 'b'][]"},
+      {"a {#-#} b", "a b"},
+      {"a {#-#}\n b", "a b"},
+      {"a {#--#} b", "ab"},
+      {"a {#-+#}\n b", "a\n b"},
+      {"a {#-#}-#} b", "a-#} b"},
+  };
+  for (const auto& [source, expected] : cases) {
+    INFO(source);
+    CHECK(joined(ChatTemplate(source, "<s>", "</s>").render({}, false)) == expected);
   }
 }
 
