@@ -143,7 +143,8 @@ void read_pretokenizer(const Component& component, int depth, BpeTables& bpe) {
   } else if (type == "Punctuation") {
     push(ops, {"punctuation", component.has("behavior") ? read_behavior(component) : "isolated"});
   } else if (type == "Whitespace") {
-    push(ops, {"split", "\\w+|[^\\w\\s]+", "removed", "1"});
+    // Run by Rust's library, to which the join controls are members of a word.
+    push(ops, {"split", "[\\w\\x{200c}\\x{200d}]+|[^\\w\\s\\x{200c}\\x{200d}]+", "removed", "1"});
   } else if (type == "WhitespaceSplit") {
     push(ops, {"white_space"});
   } else if (type == "Metaspace") {

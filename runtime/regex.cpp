@@ -18,19 +18,41 @@ constexpr uint32_t kHeapLimitKib = 128 << 10;
 // The members of a class, without its brackets. PCRE2's own \s adds U+180E, its \w lacks marks and connectors.
 constexpr const char* kSpaceMembers =
     "\\x09-\\x0d\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
-constexpr const char* kWordMembers = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+// Letters by the property Alphabetic: with Roman numerals and the letters in circles and squares. (PCRE2 has it since 10.40 only.)
+constexpr const char* kWordMembers =
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}"
+    "-\\x{1f189}";
 
 [[noreturn]] void refuse(const std::string& source, const std::string& why) {
   throw_error(ErrorCode::kUnsupported, "pattern '{}': {}", printable(source), why);
 }
 
-// Rewrites the class escapes and refuses syntax that means something else to PCRE2 than to Oniguruma.
+bool is_one_of(char c, std::string_view chars) {
+  return chars.find(c) != std::string_view::npos;
+}
+
+// The length of the quantifier at `at`, as "{2}", "{2,}", "{,3}" or "{2,3}"; 0 when there is none.
+size_t interval_bytes(std::string_view source, size_t at) {
+  const size_t close = source.find('}', at);
+  if (close == std::string_view::npos) return 0;
+  const std::string_view inside = source.substr(at + 1, close - at - 1);
+  const bool is_interval = inside.find_first_of("0123456789") != inside.npos &&
+                           inside.find_first_not_of("0123456789,") == inside.npos &&
+                           inside.find(',') == inside.rfind(',');
+  return is_interval ? close + 1 - at : 0;
+}
+
+// Rewrites or refuses what means something else to PCRE2 than to Oniguruma, which the tokenizers library runs.
 std::string to_pcre2(const std::string& source) {
   std::string out;
   bool in_class = false;
+  size_t atom = 0;             // where in out the item begins that a quantifier would repeat
+  std::vector<size_t> groups;  // where the open ones begin
   for (size_t i = 0; i < source.size(); ++i) {
     const char c = source[i];
     const char next = i + 1 < source.size() ? source[i + 1] : '\0';
+    if (!in_class && !is_one_of(c, "*+?{") && (static_cast<unsigned char>(c) & 0xc0) != 0x80)
+      atom = out.size();
     if (c == '\\') {
       ++i;
       const bool upper = next == 'S' || next == 'W';
@@ -39,10 +61,13 @@ std::string to_pcre2(const std::string& source) {
                                                                : nullptr;
       if (next == 'h' || next == 'H')
         refuse(source, "'\\h' means a hexadecimal digit there and a blank here");
+      if (next == 'W' && in_class) refuse(source, "'\\W' in a class is not supported");
       if (members == nullptr ||
           (upper && in_class)) {  // [\S] keeps PCRE2's meaning: it differs in U+180E alone
-        out += c;
-        if (next != '\0') out += next;
+        const bool has_braces = is_one_of(next, "pPx") && source[i + 1] == '{';
+        const size_t end = has_braces ? std::min(source.find('}', i), source.size() - 1) : i;
+        out.append(source, i - 1, end + 2 - i);
+        i = end;
       } else if (in_class) {
         out += members;
       } else {
@@ -60,8 +85,25 @@ std::string to_pcre2(const std::string& source) {
       }
       in_class = c != ']';
       out += c;
+    } else if (const size_t n = c == '{' ? interval_bytes(source, i) : 0; n > 0) {
+      std::string interval = source.substr(i, n);
+      if (interval[1] == ',') interval.insert(1, 1, '0');
+      i += n - 1;
+      if (source[i + 1] == '+') {  // there it is repeated; to PCRE2 it would be possessive
+        out.insert(atom, "(?:");
+        interval += ')';
+      }
+      out += interval;
     } else {
       out += c;
+      if (c == '(') groups.push_back(atom);
+      if (c == '(' && next == '?')  // options: the m of there, a dot that is any character, is the s of here
+        for (out += source[++i]; i + 1 < source.size() && is_one_of(source[i + 1], "imxs-");)
+          out += source[++i] == 'm' ? 's' : source[i];
+      if (c == ')' && !groups.empty()) {
+        atom = groups.back();
+        groups.pop_back();
+      }
       if (c == '[') {
         in_class = true;
         if (next == '^') out += source[++i];

@@ -117,8 +117,12 @@ bool is_punctuation(char32_t c) {
 
 bool is_word(char32_t c) {
   const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
-  return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_ND) ||
-         category == UTF8PROC_CATEGORY_PC;
+  const auto from_to = [c](char32_t first, char32_t last) { return c >= first && c <= last; };
+  return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NL) ||
+         category == UTF8PROC_CATEGORY_PC ||
+         from_to(0x200c, 0x200d) ||  // join controls; letters in circles and squares
+         from_to(0x24b6, 0x24e9) || from_to(0x1f130, 0x1f149) || from_to(0x1f150, 0x1f169) ||
+         from_to(0x1f170, 0x1f189);
 }
 
 bool is_upper(char32_t c) {

@@ -19,7 +19,7 @@ size_t grapheme_end(std::string_view text, size_t at);
 bool is_white_space(char32_t c);  // the White_Space property
 bool is_number(char32_t c);       // Nd, Nl, No
 bool is_punctuation(char32_t c);  // ASCII punctuation or P*
-bool is_word(char32_t c);         // L, M, Nd, Pc
+bool is_word(char32_t c);         // Alphabetic, M, Nd, Pc, Join_Control, as Rust's \w
 bool is_upper(char32_t c);
 bool is_lower(char32_t c);
 

@@ -3,6 +3,7 @@
 
 #include "format/error.h"
 #include "runtime/chat_render.h"
+#include "runtime/pretokenizer.h"
 #include "tests/tokenizer_files.h"
 
 using namespace pith;
@@ -101,6 +102,56 @@ TEST_CASE("ids equal those of ../shared/tokenizers/vectors") {
     }
     CHECK(n_texts == 47);
   }
+}
+
+// Expected as tokenizers 0.23.3 splits: Split(Regex(pattern), "isolated"), and Whitespace.
+TEST_CASE("patterns mean what they mean to the reference") {
+  const auto split = [](const std::vector<std::string>& ops, const std::string& text) {
+    EncodeBudget budget(text.size());
+    const Words words = PreTokenizer(ops).split(text, false, true, budget);
+    std::string out;
+    for (const TextRange range : words.ranges) {
+      if (!out.empty()) out.push_back('|');
+      out.append(words.text, range.begin, range.end - range.begin);
+    }
+    return out;
+  };
+  const char* const cases[][3] = {
+      {"\\p{N}{1,3}+", "1234567x", "1234567|x"},  // no possessive form, as {1,3} in all others is
+      {"\\p{N}{1,3}", "1234567x", "123|456|7|x"},
+      {"a{2}+", "aaaaab", "aaaa|ab"},
+      {"a{2}++", "aaaaab", "aaaa|ab"},
+      {"a{2,}+", "aaaaab", "aaaaa|b"},
+      {"(ab){2}+c", "ababababc", "ababababc"},
+      {"[ab]{2}+", "ababa", "abab|a"},
+      {"é{2}+", "ééééé", "éééé|é"},
+      {"\\x{e9}{2}+", "ééééé", "éééé|é"},
+      {"\\A\\p{Nd}{1,2}(?=\\p{Nd}{3}+\\z)", "12345678", "12|345678"},
+      {"a{,2}", "aaaab{,2}", "aa|aa|b|{|,|2|}"},
+      {"a{,2}+", "aaaab", "aaaa|b"},
+      {"a{2,3}?", "aaaab", "aa|aa|b"},
+      {"a{x}", "a{x}a", "a{x}|a"},
+      {"(?m)a.b", "a\nba.b", "a\nb|a.b"},
+      {"(?m:a.b)", "a\nba.b", "a\nb|a.b"},
+      {"(?-m:a.b)(?i)A", "a\nbaaxba", "a\nba|axba"},
+      {"a++", "aaab", "aaa|b"},
+      {"\\w+", "ⅷa Ⓐb 🄰c x\u200cy e\u0301", "ⅷa| |Ⓐb| |🄰c| |x|\u200c|y| |e\u0301"},
+  };
+  for (const auto& [pattern, text, expected] : cases) {
+    INFO(pattern);
+    CHECK(split({"split", pattern, "isolated", "0"}, text) == expected);
+  }
+  CHECK_THROWS_WITH(split({"split", "[^\\W\\d]+", "isolated", "0"}, ""), Catch::Contains("'\\W' in a class"));
+  json tokenizer_json = byte_level_json();
+  tokenizer_json["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers",
+       {{{"type", "Whitespace"}},
+        {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+  Folder folder;
+  folder.put("tokenizer.json", tokenizer_json);
+  const auto ops = folder.import(kConfig).get<std::vector<std::string>>("tokenizer.pretokenizer");
+  CHECK(split(ops, "ⅷa Ⓐb 🄰c x\u200cy _z e\u0301 ²3") == "ⅷa|Ⓐb|🄰c|x\u200cy|_z|e\u0301|²|3");
 }
 
 TEST_CASE("byte-level ids give back the bytes of any text") {

@@ -76,6 +76,24 @@ TEST_CASE("a vocabulary symbol that is special is not found in plain text") {
     }
 }
 
+TEST_CASE("a token that is a single word is not found beside what the reference calls a word") {
+  json tokenizer_json = byte_level_json();
+  tokenizer_json["added_tokens"][1].update({{"content", "bb"}, {"single_word", true}});
+  Folder folder;
+  folder.put("tokenizer.json", tokenizer_json);
+  const auto tokenizer = folder.open(500);
+  const auto finds = [&](const std::string& text) {
+    const auto ids = tokenizer->encode(text, {});
+    return std::find(ids.begin(), ids.end(), 461) != ids.end();
+  };
+  for (const std::string word : {"ⅷ", "Ⓐ", "🄰", "\u200c", "\u200d", "\u0301", "_", "a"}) {
+    INFO(word);
+    CHECK_FALSE(finds("bb" + word));
+    CHECK_FALSE(finds(word + "bb"));
+  }
+  for (const std::string other : {"²", "-", " ", ""}) CHECK(finds("bb" + other));
+}
+
 TEST_CASE("special ranges limit where special tokens are found") {
   Folder folder;
   folder.put("tokenizer.json", byte_level_json());
