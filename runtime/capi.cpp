@@ -12,10 +12,17 @@ namespace {
 // Fixed, so that reporting "out of memory" needs none.
 thread_local char last_message[2048] = "";
 
+// Paths and keys in a message may hold anything.
+void make_one_line(char* text, size_t n) noexcept {
+  std::replace_if(
+      text, text + n, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
+}
+
 void store_message(std::string_view message) noexcept {
   const size_t n = std::min(message.size(), sizeof last_message - 1);
   std::memcpy(last_message, message.data(), n);
   last_message[n] = 0;
+  make_one_line(last_message, n);
 }
 
 struct LogSink {
@@ -116,7 +123,10 @@ void log(int level, std::string_view message) noexcept {
   try {
     LogSink& sink = log_sink();
     const std::lock_guard lock(sink.mutex);
-    if (sink.fn != nullptr) sink.fn(level, std::string(message).c_str(), sink.user);
+    if (sink.fn == nullptr) return;
+    std::string line(message);
+    make_one_line(line.data(), line.size());
+    sink.fn(level, line.c_str(), sink.user);
   } catch (...) {
     // A note that cannot be delivered is dropped: it must not fail the call it belongs to.
   }

@@ -24,11 +24,13 @@ uint64_t random_seed() {
   return device();  // 32 bits: short enough to type back
 }
 
-void set_sampling(SamplerOptions& options, std::string_view key, std::string_view value) {
+// other_keys: what else the caller takes, for the message.
+void set_sampling(SamplerOptions& options, std::string_view key, std::string_view value,
+                  std::string_view other_keys) {
   if (key == "seed" && value == "random")
     options.seed = random_seed();
   else
-    set_sampler_option(options, key, value);
+    set_sampler_option(options, key, value, other_keys);
 }
 
 SamplerOptions default_sampling(const GenerationDefaults& defaults) {
@@ -79,9 +81,14 @@ void need_logits(const pith_session& s) {
 
 // Returns how many ids were in the cache. What was drawn stays for the timeline that it was drawn for, also where this throws.
 uint32_t sync_to(pith_session& s, std::span<const int32_t> ids) {
-  const std::vector<int32_t> before = s.session.tokens();
+  // Changed is a timeline of another length, or of another token where ids part from it (no copy: pith_sync allocates nothing).
+  const std::vector<int32_t>& tokens = s.session.tokens();
+  const size_t n_before = tokens.size();
+  const auto part = std::mismatch(tokens.begin(), tokens.end(), ids.begin(), ids.end()).first;
+  const size_t n_common = static_cast<size_t>(part - tokens.begin());
+  const int32_t before = n_common < n_before ? *part : -1;
   const auto forget_if_changed = [&] {
-    if (s.session.tokens() != before) s.drawn = -1;
+    if (tokens.size() != n_before || (n_common < n_before && tokens[n_common] != before)) s.drawn = -1;
   };
   try {
     const uint32_t n_reused = s.session.sync(ids);
@@ -110,27 +117,21 @@ bool is_full(const pith_session& s) {
   return s.session.tokens().size() >= s.session.n_ctx();
 }
 
-// Hands out text in whole code points. With skip_space, one space before the first text is dropped: sentencepiece
-// vocabularies begin a reply with one that belongs to no word.
+// Hands out text in whole code points.
 class TextOut {
  public:
-  TextOut(pith_text_fn fn, void* user, bool skip_space) : fn_(fn), user_(user), skip_space_(skip_space) {}
+  TextOut(pith_text_fn fn, void* user) : fn_(fn), user_(user) {}
 
   bool put(std::string_view bytes) { return emit(holder_.push(bytes)); }  // false: the callback wants to stop
   void finish() { emit(holder_.flush()); }
 
  private:
   bool emit(std::string_view text) {
-    if (skip_space_ && !text.empty()) {
-      if (text.front() == ' ') text.remove_prefix(1);
-      skip_space_ = false;
-    }
     return text.empty() || fn_ == nullptr || fn_(text.data(), text.size(), user_) == 0;
   }
 
   pith_text_fn fn_;
   void* user_;
-  bool skip_space_;
   Utf8Holder holder_;
 };
 
@@ -146,8 +147,9 @@ bool append_always(pith_session& s, int32_t id) {
   }
 }
 
-// Draws, hands out, appends: in this order, so that a reader sees a token before the next one is computed.
-void generate(pith_session& s, TextOut& out, pith_reply& reply) {
+// Draws, hands out, appends: in this order, so that a reader sees a token before the next one is computed. at_start: the text begins
+// here, so that the dummy prefix space of its first token belongs to no word.
+void generate(pith_session& s, TextOut& out, bool at_start, pith_reply& reply) {
   const Tokenizer& tokenizer = s.session.model().tokenizer();
   const auto start = std::chrono::steady_clock::now();
   reply.stop = 0;
@@ -163,7 +165,9 @@ void generate(pith_session& s, TextOut& out, pith_reply& reply) {
         break;
       }
       ++reply.n_generated;
-      if (!out.put(tokenizer.piece(id))) reply.stop = PITH_STOP_CALLBACK;
+      const std::string piece = tokenizer.piece(id);
+      if (!out.put(at_start ? tokenizer.decode({id}) : piece)) reply.stop = PITH_STOP_CALLBACK;
+      at_start = at_start && piece.empty();
       if (append_always(s, id)) reply.stop = PITH_STOP_INTERRUPT;
     }
   }
@@ -188,7 +192,8 @@ void set_options(SessionSettings& settings, const char* const* options) {
     if (key == "max_tokens")
       set_max_tokens(settings.max_tokens, value);
     else if (!set_session_option(settings.session, key, value))
-      set_sampling(settings.sampling, key, value);
+      set_sampling(settings.sampling, key, value,
+                   "ctx, threads, kv, prefill_chunk, device, gpu_layers, kernels, max_tokens, ");
   });
 }
 
@@ -233,7 +238,7 @@ int pith_set(pith_session* session, const char* key, const char* value) {
       return PITH_OK;
     }
     SamplerOptions changed = session->sampling;
-    set_sampling(changed, key, value);
+    set_sampling(changed, key, value, "max_tokens, ");
     session->sampler = Sampler(changed, session->session.model().spec().vocab_size);
     session->sampling = changed;
     session->drawn = -1;
@@ -319,8 +324,8 @@ int pith_generate(pith_session* session, pith_text_fn fn, void* user, pith_reply
     check_reply_size(reply);
     if (session->drawn < 0) need_logits(*session);
     pith_reply done{};
-    TextOut out(fn, user, false);
-    generate(*session, out, done);
+    TextOut out(fn, user);
+    generate(*session, out, false, done);
     if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;
   });
@@ -337,8 +342,8 @@ int pith_chat(pith_session* session, const pith_message* messages, size_t n_mess
     const auto start = std::chrono::steady_clock::now();
     done.n_reused = sync_to(*session, ids);
     done.prompt_seconds = seconds_since(start);
-    TextOut out(fn, user, true);
-    generate(*session, out, done);
+    TextOut out(fn, user);
+    generate(*session, out, true, done);
     if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;
   });
@@ -363,7 +368,12 @@ int pith_session_load(pith_session* session, const char* path) {
   return guarded([&] {
     need(session, "session");
     need(path, "path");
-    session->session.load(path);
+    try {
+      session->session.load(path);
+    } catch (...) {
+      if (session->session.tokens().empty()) session->drawn = -1;  // a device failed halfway
+      throw;
+    }
     session->drawn = -1;
     return PITH_OK;
   });

@@ -49,10 +49,12 @@ constexpr CountOption kCountOptions[] = {
     {"repeat_last_n", &SamplerOptions::penalty_last_n},
 };
 constexpr uint64_t kMaxCount = INT32_MAX;
+constexpr float kMaxLogit = std::numeric_limits<float>::max();
 
 }  // namespace
 
-void set_sampler_option(SamplerOptions& options, std::string_view key, std::string_view value) {
+void set_sampler_option(SamplerOptions& options, std::string_view key, std::string_view value,
+                        std::string_view other_keys) {
   for (const RealOption& option : kRealOptions) {
     if (key != option.key) continue;
     double number;
@@ -77,7 +79,8 @@ void set_sampler_option(SamplerOptions& options, std::string_view key, std::stri
     options.seed = number;
     return;
   }
-  std::string known = "seed";
+  std::string known(other_keys);
+  known += "seed";
   for (const RealOption& option : kRealOptions) known.append(", ").append(option.key);
   for (const CountOption& option : kCountOptions) known.append(", ").append(option.key);
   throw_error(ErrorCode::kInvalidArgument, "'{}' is not an option, expected one of {}", key, known);
@@ -132,6 +135,7 @@ void Sampler::penalize(std::span<const int32_t> history) {
     value = value > 0 ? value / o.repetition_penalty : value * o.repetition_penalty;
     value -=
         o.presence_penalty + o.frequency_penalty * static_cast<float>(counts_[static_cast<uint32_t>(id)]);
+    value = std::clamp(value, -kMaxLogit, kMaxLogit);  // a small penalty may make infinity of it
     counts_[static_cast<uint32_t>(id)] = 0;
   }
 }

@@ -20,7 +20,8 @@ struct SamplerOptions {
 // Sets one option from text, as `pith_set` and the command line do ("temp", "0.7"). Throws kInvalidArgument naming the
 // key, the allowed range and what was found. The keys: temp, top_k, top_p, min_p, repeat_penalty, presence_penalty,
 // frequency_penalty, repeat_last_n, seed.
-void set_sampler_option(SamplerOptions& options, std::string_view key, std::string_view value);
+void set_sampler_option(SamplerOptions& options, std::string_view key, std::string_view value,
+                        std::string_view other_keys = "");
 
 class Sampler {
  public:

@@ -128,6 +128,9 @@ static void wrong_arguments(const pith_model* model, pith_session* session) {
   CHECK(pith_model_open("x", (const char* const[]){"speed", "9", NULL}, &no_model) == PITH_E_INVALID);
   CHECK(pith_model_open("x", (const char* const[]){"mmap", NULL}, &no_model) == PITH_E_INVALID);
   CHECK(pith_session_open(NULL, NULL, &no_session) == PITH_E_INVALID);
+  CHECK(pith_session_open(model, (const char* const[]){"cxt\nx", "9", NULL}, &no_session) == PITH_E_INVALID);
+  CHECK(strchr(pith_errmsg(), '\n') == NULL && strstr(pith_errmsg(), "'cxt?x' is not an option") != NULL);
+  CHECK(strstr(pith_errmsg(), "ctx, threads, ") != NULL && strstr(pith_errmsg(), "top_k") != NULL);
   CHECK(pith_session_open(model, (const char* const[]){"threads", "many", NULL}, &no_session) ==
         PITH_E_INVALID);
   CHECK(pith_session_open(model, (const char* const[]){"ctx", "1000000000", NULL}, &no_session) != PITH_OK);

@@ -32,6 +32,15 @@ std::map<int32_t, int> draw(SamplerOptions options, const std::vector<float>& lo
 
 }  // namespace
 
+TEST_CASE("a penalty that makes infinity of a logit leaves it the largest") {
+  SamplerOptions options;
+  options.repetition_penalty = 0.01f;
+  for (const float temperature : {0.0f, 1.0f}) {
+    options.temperature = temperature;
+    CHECK(draw(options, {1e38f, 1, 2, 3}, 20, {0}) == std::map<int32_t, int>{{0, 20}});
+  }
+}
+
 TEST_CASE("greedy takes the largest logit, the first of equals") {
   CHECK(draw({}, {0, 3, -1, 3}, 5) == std::map<int32_t, int>{{1, 5}});
 }

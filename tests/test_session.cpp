@@ -3,8 +3,10 @@
 #include <catch2/catch.hpp>
 #include <thread>
 
+#include "count_allocations.h"
 #include "naive_forward.h"
 #include "random_model.h"
+#include "runtime/capi.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/session.h"
 
@@ -251,6 +253,20 @@ TEST_CASE("bad calls are refused and change nothing") {
   refuse_options([](SessionOptions& o) { o.device = "cpu:7"; }, "'cpu:7'");
   refuse_options([](SessionOptions& o) { o.device = "auto:x"; }, "'auto:x'");
   refuse_options([](SessionOptions& o) { o.kernels = "sse9"; }, "'sse9'");
+}
+
+TEST_CASE("making a timeline allocates nothing") {
+  const Fixture fixture(plain_spec(), {});
+  SessionOptions options;
+  options.n_threads = 1;
+  pith_session session(fixture.model, options, SamplerOptions{});
+  const auto ids = random_ids(40, 131), others = random_ids(30, 131, 4);
+  CHECK(pith_sync(&session, ids.data(), 1) == PITH_OK);  // the first call asks for the layers' pages, by name
+  allocations = {};
+  CHECK(pith_sync(&session, ids.data(), ids.size()) == PITH_OK);
+  CHECK(pith_sync(&session, others.data(), others.size()) == PITH_OK);
+  CHECK(pith_sync(&session, others.data(), 20) == PITH_OK);
+  CHECK(allocations.total_bytes == 0);
 }
 
 TEST_CASE("an interrupt stops one call and leaves a timeline that goes on") {
