@@ -139,6 +139,7 @@ class Chat {
   }
 
   void command(const std::string& input) {
+    refuse_nul(input, "the command");
     const size_t space = input.find_first_of(" \t\n");
     const std::string name = input.substr(1, space == std::string::npos ? space : space - 1);
     const std::string rest = space == std::string::npos ? "" : trimmed(input.substr(space));

@@ -57,7 +57,7 @@ class SessionFlags {
 // --bits: 2.3 to 4.5, 16 or 32; throws kInvalidArgument.
 double parse_bits(const std::string& text);
 
-// The whole of a file, or of standard input for "-". Throws kIo naming path and cause.
+// The whole of a file, or of standard input for "-", at most 1 GiB. Throws kIo naming path and cause.
 std::string read_text(const std::string& path);
 
 // For texts that the C API takes as strings. what: "the message". Throws kInvalidArgument naming it and where the byte is.

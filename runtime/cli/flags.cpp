@@ -96,6 +96,8 @@ double parse_bits(const std::string& text) {
   return bits;
 }
 
+constexpr size_t kMaxTextBytes = 1 << 30;  // as much as can be tokenized
+
 std::string read_text(const std::string& path) {
   const bool is_stdin = path == "-";
   const std::string name = is_stdin ? "standard input" : path;
@@ -108,10 +110,13 @@ std::string read_text(const std::string& path) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) break;
     text.append(buffer, static_cast<size_t>(n));
+    if (text.size() > kMaxTextBytes) break;
   }
   const int failure = n < 0 ? errno : 0;
   if (!is_stdin) ::close(fd);
   if (failure != 0) throw_error(ErrorCode::kIo, "{}: {}", name, std::strerror(failure));
+  if (text.size() > kMaxTextBytes)
+    throw_error(ErrorCode::kIo, "{}: more than {} bytes, expected a text", name, kMaxTextBytes);
   return text;
 }
 

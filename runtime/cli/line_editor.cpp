@@ -17,6 +17,8 @@
 #include <filesystem>
 #include <string_view>
 
+#include "format/error.h"
+
 namespace pith::cli {
 
 namespace {
@@ -177,11 +179,19 @@ void LineEditor::remember(const std::string& line) {
   HistEvent event;
   ::history(impl_->history, &event, H_ENTER, replaced(line, "\n", kNewlineSignUtf8).c_str());
   if (impl_->history_file.empty()) return;
-  // Made with its final mode, so that what was typed is never readable by others, not even for a moment.
-  const int fd = ::open(impl_->history_file.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  // Written beside it and renamed, so that the old one is there until the new one is whole; made with its final mode, so that what was
+  // typed is never readable by others, not even for a moment.
+  const std::string beside = fmt::format("{}.{}", impl_->history_file, getpid());
+  const int fd = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) return;
-  ::close(fd);
-  ::history(impl_->history, &event, H_SAVE, impl_->history_file.c_str());
+  std::FILE* const file = ::fdopen(fd, "w");
+  if (file == nullptr) {
+    ::close(fd);
+    return;
+  }
+  const bool written = ::history(impl_->history, &event, H_SAVE_FP, file) >= 0 && std::ferror(file) == 0;
+  if (std::fclose(file) != 0 || !written || std::rename(beside.c_str(), impl_->history_file.c_str()) != 0)
+    ::unlink(beside.c_str());
 }
 
 std::string history_path() {

@@ -70,9 +70,12 @@ void set_quiet(bool value) {
 }
 
 void print_message(std::string_view text) {
-  std::string line(text);
-  for (char& c : line)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  std::string line;
+  for (size_t at = 0; at < text.size();) {
+    const CodePoint point = code_point_at(text, at);
+    append_utf8(line, point.value < 0x20 || is_control(point.value) ? '?' : point.value);
+    at += point.n_bytes;
+  }
   std::fprintf(stderr, "%s\n", line.c_str());
 }
 

@@ -115,6 +115,8 @@ class ScriptedChat(CliTest):
         self.assertEqual(self.chat("Hello?\n/save /nonexistent/x\n").code, 1)
 
     def test_a_zero_byte_does_not_cut_a_message(self):
+        for command in ("/save aa\0bb", "/load aa\0bb"):
+            self.fails(self.chat(f"{command}\n"), 2, "the command: byte 8 is 0")
         self.fails(self.chat("Hello\0What is pith?\n"), 2, "byte 5 is 0")
         self.fails(pith("run", self.models.full, "--chat", stdin=b"Hello\0What is pith?"), 2, "byte 5 is 0")
 
@@ -206,6 +208,23 @@ class Terminal(CliTest):
         history = self.folder / "pith" / "history"
         self.assertEqual(history.stat().st_mode & 0o777, 0o600)
         self.assertIn("/stats", history.read_text(errors="replace"))
+
+    def test_the_old_history_is_there_until_the_new_one_is_whole(self):
+        history = self.folder / "pith" / "history"
+        history.parent.mkdir()
+        history.write_text("_HiStOrY_V2_\nearlier\n")
+        old = self.folder / "old"
+        os.link(history, old)
+        self.start(self.models.full)
+        self.expect(r"> ")
+        self.type("/stats\n")
+        self.expect(r"0 turns\r?\n")
+        self.expect(r"> ")
+        self.type("\x04")
+        self.assertEqual(self.exit_code(), 0)
+        self.assertEqual(history.read_text().split("\n")[1:3], ["earlier", "/stats"])
+        self.assertEqual(old.read_text(), "_HiStOrY_V2_\nearlier\n")  # not written over
+        self.assertEqual([path.name for path in history.parent.iterdir()], ["history"])
 
     def test_leaving_is_understood_before_the_prompt_is_there(self):
         self.start(self.models.full)

@@ -94,6 +94,13 @@ class Results(CliTest):
         special = self.ok(pith("tokenize", self.models.full, "--special", "--bos", "-p", "</s>")).text
         self.assertEqual(special, "1 2\n")
 
+    def test_a_text_without_end_is_refused(self):
+        self.fails(pith("tokenize", self.models.full, "-f", "/dev/zero"), 1, "/dev/zero", "more than 1073741824 bytes")
+
+    def test_a_message_has_no_control_characters(self):
+        result = self.fails(pith("run", "no\u009b31m\x1b[0mmodel", "-p", "x"), 1)
+        self.assertIn("no?31m?[0mmodel", result.message)
+
     def test_tokenize_refuses_what_is_no_id(self):
         self.fails(pith("tokenize", self.models.full, "--text", "-p", "12 x7"), 2, "'x7'")
         self.fails(pith("tokenize", self.models.full, "--text", "-p", "999999"), 2, "999999")
