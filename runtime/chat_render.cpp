@@ -2,13 +2,6 @@
 
 namespace pith {
 
-std::optional<ChatTemplate> chat_template_of(const Metadata& metadata) {
-  if (!metadata.has("chat.template")) return std::nullopt;
-  return ChatTemplate(metadata.get<std::string>("chat.template"),
-                      metadata.get_or<std::string>("chat.bos", ""),
-                      metadata.get_or<std::string>("chat.eos", ""));
-}
-
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const std::vector<ChatSegment>& segments) {
   std::string text;
   std::vector<TextRange> ranges;

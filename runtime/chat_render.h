@@ -1,16 +1,11 @@
 // From a container's chat template to ids.
 #pragma once
-#include <optional>
 #include <vector>
 
-#include "format/metadata.h"
 #include "runtime/chat_template.h"
 #include "runtime/tokenizer.h"
 
 namespace pith {
-
-// The template in "chat.template", or none.
-std::optional<ChatTemplate> chat_template_of(const Metadata& metadata);
 
 // Ids of a rendered conversation, as the reference gets them from the whole text, except that special tokens are
 // recognised in template segments only. Text between two special tokens is encoded in one go, whoever wrote it.
