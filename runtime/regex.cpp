@@ -23,6 +23,9 @@ constexpr const char* kWordMembers =
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}"
     "-\\x{1f189}";
 
+// Of \w outside a class Oniguruma takes these, too: superscripts and fractions of Latin-1.
+constexpr const char* kLatin1WordMembers = "\\xb2\\xb3\\xb9\\xbc-\\xbe";
+
 [[noreturn]] void refuse(const std::string& source, const std::string& why) {
   throw_error(ErrorCode::kUnsupported, "pattern '{}': {}", printable(source), why);
 }
@@ -71,7 +74,10 @@ std::string to_pcre2(const std::string& source) {
       } else if (in_class) {
         out += members;
       } else {
-        out += std::string(upper ? "[^" : "[") + members + "]";
+        out += upper ? "[^" : "[";
+        out += members;
+        if (next == 'w' || next == 'W') out += kLatin1WordMembers;
+        out += ']';
       }
     } else if (in_class) {
       if (c == '&' && next == '&') refuse(source, "class intersection '&&' is not supported");

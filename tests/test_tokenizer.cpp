@@ -135,6 +135,9 @@ TEST_CASE("patterns mean what they mean to the reference") {
       {"(?m:a.b)", "a\nba.b", "a\nb|a.b"},
       {"(?-m:a.b)(?i)A", "a\nbaaxba", "a\nba|axba"},
       {"a++", "aaab", "aaa|b"},
+      {"\\w+", "m²½ ¾", "m²½| |¾"},
+      {"\\W+", "m²½ ¾", "m²½| |¾"},
+      {"[\\w]+", "m²½ ¾", "m|²½ ¾"},
       {"\\w+", "ⅷa Ⓐb 🄰c x\u200cy e\u0301", "ⅷa| |Ⓐb| |🄰c| |x|\u200c|y| |e\u0301"},
   };
   for (const auto& [pattern, text, expected] : cases) {
