@@ -33,7 +33,7 @@ Value affix_method(TemplateHeap& heap, const Text& text, Args& args, bool at_sta
   const Value affix = args.need(0);
   const auto matches = [&](const Value& one) {
     const std::string& bytes = string_of(one, "startswith and endswith").bytes();
-    heap.charge_look(bytes.size());
+    heap.charge_search(bytes.size(), 0);
     return at_start ? text.bytes().starts_with(bytes) : text.bytes().ends_with(bytes);
   };
   if (affix.kind != Value::kList) return Value::of(matches(affix));

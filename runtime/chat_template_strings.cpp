@@ -22,7 +22,7 @@ void check_length(const Text& text) {
 
 Text change_case(TemplateHeap& heap, const Text& text, Case to) {
   heap.charge_text(text.memory_bytes());
-  heap.charge(text.size() / 128);  // a look into Unicode's tables for each character
+  heap.charge_look(text.size());
   Text out;
   bool word_begins = true;
   text.for_each([&](char32_t c, std::string_view bytes, bool from_message) {
@@ -114,7 +114,10 @@ Text replace(TemplateHeap& heap, const Text& text, const Text& from, const Text&
 
 std::vector<Text> split(TemplateHeap& heap, const Text& text, const Text* separator, int64_t count,
                         bool from_right) {
-  heap.charge_search(text.size(), separator != nullptr ? separator->size() : 1);
+  if (separator != nullptr)
+    heap.charge_search(text.size(), separator->size());
+  else
+    heap.charge_look(text.size());
   heap.charge_text(text.memory_bytes());
   if (separator != nullptr && separator->empty()) fault("split at an empty text");
   // All places to cut, each a range to drop; then as many as wanted from the side asked for.
@@ -181,6 +184,7 @@ std::vector<Text> split(TemplateHeap& heap, const Text& text, const Text* separa
 }
 
 std::vector<Text> split_lines(TemplateHeap& heap, const Text& text) {
+  heap.charge_look(text.size());
   heap.charge_text(text.memory_bytes());
   std::vector<Text> lines;
   const std::string& bytes = text.bytes();

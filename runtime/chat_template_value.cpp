@@ -383,11 +383,11 @@ Value slice(TemplateHeap& heap, const Value& value, const Value& begin, const Va
     if (v.kind != Value::kInteger) fault("a slice needs integers, found a {}", v.type_name());
     return v.integer;
   };
+  heap.charge_look(value.is_string() ? value.text->size() : 0);
+  heap.charge_text(value.is_string() ? value.text->memory_bytes() : 0);
   const std::vector<size_t> offsets =
       value.is_string() ? code_point_offsets(value.bytes()) : std::vector<size_t>();
   const int64_t n = value.is_string() ? static_cast<int64_t>(offsets.size() - 1) : length(value);
-  heap.charge(1);
-  heap.charge_text(value.is_string() ? value.text->memory_bytes() : 0);
   const int64_t by = std::clamp<int64_t>(bound(step, 1), -n - 1, n + 1);  // a longer step takes one item too
   if (bound(step, 1) == 0) fault("a slice's step is 0");
   const auto place = [&](const Value& v, int64_t fallback) {

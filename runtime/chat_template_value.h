@@ -113,8 +113,8 @@ class TemplateHeap {
   void charge(uint64_t n_steps);
   // For a text of n memory_bytes() about to be made: 1 step a KiB, at most kMaxTextBytes, and kMaxAllTextBytes in one rendering.
   void charge_text(uint64_t n_bytes);
-  // For looking at n bytes.
-  void charge_look(uint64_t n_bytes) { charge(1 + n_bytes / 1024); }
+  // For going through n bytes character by character, which takes longer than copying them.
+  void charge_look(uint64_t n_bytes) { charge(1 + n_bytes / 128); }
   // For looking for m bytes in n.
   void charge_search(uint64_t n, uint64_t m) { charge((1 + n / 1024) * (1 + m / 256)); }
   TemplateValue list(std::vector<TemplateValue> items, bool is_tuple = false);
