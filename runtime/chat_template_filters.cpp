@@ -91,13 +91,19 @@ const TestRow kTests[] = {
     {"in", [](TemplateHeap& heap, const Value& v, Args& args) { return contains(heap, args.need(0), v); }},
     {"equalto", [](TemplateHeap& heap, const Value& v, Args& args) { return equals(heap, v, args.need(0)); }},
     {"eq", [](TemplateHeap& heap, const Value& v, Args& args) { return equals(heap, v, args.need(0)); }},
+    {"==", [](TemplateHeap& heap, const Value& v, Args& args) { return equals(heap, v, args.need(0)); }},
     {"ne", [](TemplateHeap& heap, const Value& v, Args& args) { return !equals(heap, v, args.need(0)); }},
+    {"!=", [](TemplateHeap& heap, const Value& v, Args& args) { return !equals(heap, v, args.need(0)); }},
     {"gt", ORDER_TEST(order > 0)},
     {"greaterthan", ORDER_TEST(order > 0)},
+    {">", ORDER_TEST(order > 0)},
     {"ge", ORDER_TEST(order >= 0)},
+    {">=", ORDER_TEST(order >= 0)},
     {"lt", ORDER_TEST(order < 0)},
     {"lessthan", ORDER_TEST(order < 0)},
+    {"<", ORDER_TEST(order < 0)},
     {"le", ORDER_TEST(order <= 0)},
+    {"<=", ORDER_TEST(order <= 0)},
 };
 #undef ORDER_TEST
 

@@ -193,6 +193,9 @@ TEST_CASE("rare constructs come out as jinja2's") {
   const std::pair<const char*, const char*> cases[] = {
       {"{{ dict({'x': 1, 'y': 3}, x=2) }}", "{'x': 2, 'y': 3}"},
       {"{{ namespace({'x': 1}, x=2).x }}", "2"},
+      {"{{ [1, 2, 3] | select('>', 1) | list }}{{ [1, 2, 3] | reject('<=', 2) | list }}", "[2, 3][3]"},
+      {"{{ [1, 2, 3] | select('==', 1) | list }}{{ [1, 2, 3] | select('!=', 1) | list }}", "[1][2, 3]"},
+      {"{{ [1, 2, 3] | select('>=', 2) | list }}{{ [1, 2, 3] | select('<', 2) | list }}", "[2, 3][1]"},
       {"a{% raw %}\nX{% endraw %}\nb", "a\nXb"},
       {"a{% raw -%}\n X{% endraw %}", "aX"},
       {"{{ x | default(y) is defined }}{{ x | default(y) | default('z') }}{{ x | default() is defined }}",
