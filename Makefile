@@ -65,10 +65,11 @@ demo: $(MODEL)
 ablation: all
 	@tests/ablation.py $(BUILD)/pith --work $(BUILD)/ablation --json $(BUILD)/ablation.json $(if $(TEXT),--text $(TEXT))
 
-# Sanitizers find what they find at -O1; -g1 is enough for line numbers, and no sanitizer looks into GPU code.
+# Sanitizers find what they find at -O1; -g1 is enough for line numbers, and no sanitizer looks into GPU code. The emulated one takes
+# minutes there: a limit is for what hangs.
 LIGHT = -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS='-O1 -g1' -DPITH_CUDA=OFF
 asan:
-	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DPITH_SANITIZE=ON $(LIGHT)"
+	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DPITH_SANITIZE=ON $(LIGHT)" CTEST_FLAGS="--timeout 1800"
 tsan:
 	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DPITH_TSAN=ON $(LIGHT)" CTEST_FLAGS="-R 'session|^kernels'"
 

@@ -22,7 +22,7 @@ class Result:
         return f"exit {self.code}\nstdout: {self.text[:500]!r}\nstderr: {self.message[:500]!r}"
 
 
-def pith(*args, stdin=b"", stdout=subprocess.PIPE, cwd=None, env=None, timeout=120):
+def pith(*args, stdin=b"", stdout=subprocess.PIPE, cwd=None, env=None, timeout=300):
     done = subprocess.run([PITH, *map(str, args)], input=stdin, stdout=stdout, stderr=subprocess.PIPE, cwd=cwd,
                           env={**os.environ, **(env or {})}, timeout=timeout)
     return Result(done.returncode, done.stdout or b"", done.stderr)
