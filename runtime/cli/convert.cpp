@@ -97,7 +97,10 @@ void add_convert(CLI::App& root, Action& action) {
   const auto command = std::make_shared<ConvertCommand>();
   CLI::App* const app = root.add_subcommand("convert", "Make a .pith file from a checkpoint folder");
   app->add_option("DIR", command->dir, "config.json, *.safetensors, tokenizer")->required()->type_name("");
-  app->add_option("-o,--output", command->options.output, "The file to write")->required()->type_name("FILE");
+  app->add_option("-o,--output", command->options.output,
+                  "The file to write: a new one, or a pith file to replace")
+      ->required()
+      ->type_name("FILE");
   app->add_option("-b,--bits", command->bits,
                   "Bits per weight of the linear layers: 2.3 to 4.5, 16, 32 (2.85)")
       ->type_name("B");

@@ -19,7 +19,9 @@ void add_synth(CLI::App& root, Action& action) {
   app->add_option("--shape", options->shape, fmt::format("{}", fmt::join(synth_shapes(), ", ")))
       ->required()
       ->type_name("NAME");
-  app->add_option("-o,--output", options->output, "The file to write")->required()->type_name("FILE");
+  app->add_option("-o,--output", options->output, "The file to write: a new one, or a pith file to replace")
+      ->required()
+      ->type_name("FILE");
   app->add_option("-b,--bits", *bits, "Bits per weight of the linear layers: 2.3 to 4.5, 16, 32 (2.85)")
       ->type_name("B");
   app->add_option("--embed-bits", options->embed_bits, "Embedding and head below 16 bits: 4 or 16 (4)")

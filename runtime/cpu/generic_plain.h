@@ -52,6 +52,19 @@ struct PlainProducts {
       for (uint32_t t = 0; t < kTokens; ++t) y[r * y_stride + t] = V::reduce_add(acc[r][t]);
   }
 
+  // kRows rows from row `r` of a panel on, whose weights begin at w, for all tokens, kTokens at a time.
+  template <TensorKind kKind, uint32_t kRows, uint32_t kTokens>
+  static void plain_rows(const Matrix& m, const uint8_t* w, size_t stride, uint32_t r, const Input& in,
+                         float* y) {
+    const auto tile = [&]<uint32_t kTokensHere>(uint32_t t) {
+      dot_tile<kKind, kRows, kTokensHere>(w + r * stride, stride, in.x + size_t{t} * in.x_stride, in.x_stride,
+                                          m.n_cols, y + size_t{r} * in.n_lanes + t, in.n_lanes);
+    };
+    uint32_t t = 0;
+    for (; t + kTokens <= in.n_tokens; t += kTokens) tile.template operator()<kTokens>(t);
+    for (; t < in.n_tokens; ++t) tile.template operator()<1>(t);
+  }
+
   template <TensorKind kKind>
   static void plain_panel(const Matrix& m, uint32_t panel, const Input& in, float* y) {
     constexpr uint32_t kSize = kKind == TensorKind::kF32 ? 4 : 2;
@@ -61,30 +74,10 @@ struct PlainProducts {
     const uint8_t* const w = m.data + first * stride;
     uint32_t r = 0;
     if (V::kRegisters >= 32 &&
-        in.n_tokens > 1) {  // eight rows stay in L1 and halve the passes over x, which do not
-      for (; r + 8 <= n_rows; r += 8) {
-        uint32_t t = 0;
-        for (; t + 3 <= in.n_tokens; t += 3)
-          dot_tile<kKind, 8, 3>(w + r * stride, stride, in.x + size_t{t} * in.x_stride, in.x_stride, m.n_cols,
-                                y + size_t{r} * in.n_lanes + t, in.n_lanes);
-        for (; t < in.n_tokens; ++t)
-          dot_tile<kKind, 8, 1>(w + r * stride, stride, in.x + size_t{t} * in.x_stride, in.x_stride, m.n_cols,
-                                y + size_t{r} * in.n_lanes + t, in.n_lanes);
-      }
-    }
-    for (; r + 4 <= n_rows; r += 4) {
-      uint32_t t = 0;
-      for (; t + 4 <= in.n_tokens; t += 4)
-        dot_tile<kKind, 4, 4>(w + r * stride, stride, in.x + size_t{t} * in.x_stride, in.x_stride, m.n_cols,
-                              y + size_t{r} * in.n_lanes + t, in.n_lanes);
-      for (; t < in.n_tokens; ++t)
-        dot_tile<kKind, 4, 1>(w + r * stride, stride, in.x + size_t{t} * in.x_stride, in.x_stride, m.n_cols,
-                              y + size_t{r} * in.n_lanes + t, in.n_lanes);
-    }
-    for (; r < n_rows; ++r)
-      for (uint32_t t = 0; t < in.n_tokens; ++t)
-        dot_tile<kKind, 1, 1>(w + r * stride, stride, in.x + size_t{t} * in.x_stride, in.x_stride, m.n_cols,
-                              y + size_t{r} * in.n_lanes + t, in.n_lanes);
+        in.n_tokens > 1)  // eight rows stay in L1 and halve the passes over x, which do not
+      for (; r + 8 <= n_rows; r += 8) plain_rows<kKind, 8, 3>(m, w, stride, r, in, y);
+    for (; r + 4 <= n_rows; r += 4) plain_rows<kKind, 4, 4>(m, w, stride, r, in, y);
+    for (; r < n_rows; ++r) plain_rows<kKind, 1, 1>(m, w, stride, r, in, y);
   }
 
   static void plain_panel_any(const Matrix& m, uint32_t panel, const Input& in, float* y) {
