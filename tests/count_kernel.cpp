@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
   in.scales = scales.data();
   in.x_hat = x_hat.data();
   std::vector<float> y(size_t{kPanelRows} * n_lanes);
-  std::vector<uint8_t> scratch(panel_scratch_bytes(layout.padded_cols, n_lanes) + 64);
+  std::vector<uint8_t> scratch(panel_scratch_bytes(layout.padded_cols, 0, n_lanes) + 64);
   uint8_t* const aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
   if (n_tokens == 1) kernels.quantize(m, x.data(), 0, m.n_blocks(), in);
   for (uint32_t t = 0; n_tokens != 1 && t < n_lanes; t += kLanes)

@@ -88,7 +88,8 @@ std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector
   in.scales = scales.data();
   in.x_hat = x_hat.data();
   std::vector<uint8_t> storage;
-  uint8_t* const scratch = aligned_to_128(storage, panel_scratch_bytes(padded, in.n_lanes));
+  uint8_t* const scratch = aligned_to_128(
+      storage, panel_scratch_bytes(m.is_q24() ? padded : 0, m.is_q24() ? 0 : m.n_cols, in.n_lanes));
   if (m.is_q24() && n_tokens == 1) k.quantize(m, x.data(), 0, m.n_blocks(), in);
   if (m.is_q24() && n_tokens != 1)
     for (uint32_t t = 0; t < n_tokens; t += kLanes)
@@ -192,7 +193,7 @@ TEST_CASE("plain products are the same bits on every instruction set and right t
   std::mt19937_64 rng(4);
   for (const TensorKind kind : {TensorKind::kF32, TensorKind::kF16, TensorKind::kBF16})
     for (const uint32_t n_rows : {1u, 6u, 31u, 33u})
-      for (const uint32_t n_cols : {1u, 15u, 16u, 172u, 320u})
+      for (const uint32_t n_cols : {1u, 15u, 16u, 172u, 1064u})  // 1064: more than is summed at a time
         for (const uint32_t n_tokens : {1u, 2u, 7u, 21u}) {
           const OwnedMatrix o = make_plain(kind, n_rows, n_cols, rng);
           const std::vector<float> x = random_floats(size_t{n_tokens} * n_cols, 1, rng);
@@ -202,6 +203,9 @@ TEST_CASE("plain products are the same bits on every instruction set and right t
             CAPTURE(k->name);
             REQUIRE(same_bits(multiply(*k, o.m, x, n_tokens), reference));
           }
+          for (uint32_t t = 0; t < n_tokens; ++t)  // one by one: another kernel
+            REQUIRE(
+                same_bits(multiply(scalar(), o.m, row_of(x, t, n_cols), 1), row_of(reference, t, n_rows)));
           std::vector<float> row(n_cols);
           for (uint32_t r = 0; r < n_rows; ++r) {
             embedding_row(o.m, r, 1, row.data());

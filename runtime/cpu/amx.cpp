@@ -252,7 +252,7 @@ void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
-  if (!m.is_q24()) return Avx512::plain_panel_any(m, index, in, y);
+  if (!m.is_q24()) return Avx512::plain_panel_any(m, index, in, scratch, y);
   const bool wide = m.view.layout.shape.group == 32;
   if (in.n_lanes == 1) return wide ? q24_one<32>(m, index, in, y) : q24_one<16>(m, index, in, y);
   return wide ? q24_many<32>(m, index, in, scratch, y) : q24_many<16>(m, index, in, scratch, y);

@@ -30,8 +30,9 @@ namespace pith::cpu {
 constexpr uint32_t kLanes = 16;
 constexpr uint32_t kPanelRows = q24::kPanelRows;  // rows that one call of `panel` computes, for every kind
 constexpr uint32_t kBlock = q24::kActivationBlock;
-constexpr uint32_t kSegment = 256;    // positions
-constexpr uint32_t kMaxQueries = 32;  // of one call of `attend`
+constexpr uint32_t kSegment = 256;     // positions
+constexpr uint32_t kMaxQueries = 32;   // of one call of `attend`
+constexpr uint32_t kPlainTokens = 12;  // whose sums plain products keep at a time
 
 // A linear layer. What the kernels index by is a validated copy, not the mapping.
 struct Matrix {
@@ -112,7 +113,7 @@ struct Kernels {
   void (*quantize_tile)(const Matrix& m, const float* x, size_t x_stride, uint32_t n_tokens, uint32_t lane,
                         const Input& in, float* columns);
   // y [32, n_lanes] = rows 32 * panel .. of the matrix times the input. Rows past n_rows hold anything.
-  // scratch: panel_scratch_bytes(padded_cols, n_lanes), 64-byte aligned, private to the thread.
+  // scratch: panel_scratch_bytes(), 64-byte aligned, private to the thread.
   void (*panel)(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y);
   // Rows of a panel to rows of tokens: out[t * out_stride + r] = scale * y[r * n_lanes + t], added to what is there when
   // `add`. y as panel() leaves it.
@@ -140,8 +141,8 @@ struct Kernels {
   uint64_t (*mac_loop)(uint64_t rounds);
 };
 
-// What a thread needs for panel() and quantize_tile().
-uint64_t panel_scratch_bytes(uint32_t padded_cols, uint32_t n_lanes);
+// What a thread needs for panel() and quantize_tile(), for matrices of so many columns or fewer.
+uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t plain_cols, uint32_t n_lanes);
 
 // Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);

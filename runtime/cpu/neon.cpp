@@ -202,7 +202,7 @@ void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
   if (!m.is_q24())
-    Neon::plain_panel_any(m, index, in, y);
+    Neon::plain_panel_any(m, index, in, scratch, y);
   else if (in.n_lanes == 1)
     q24_one(m, index, in, y);
   else

@@ -78,11 +78,11 @@ void q24_panel(const Matrix& m, uint32_t panel, const Input& in, float* y) {
 
 using Scalar = Generic<VecScalar>;
 
-void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t*, float* y) {
+void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
   if (m.is_q24())
     q24_panel(m, index, in, y);
   else
-    Scalar::plain_panel_any(m, index, in, y);
+    Scalar::plain_panel_any(m, index, in, scratch, y);
 }
 
 uint64_t read(const uint8_t* data, uint64_t size) {

@@ -9,12 +9,15 @@ namespace pith::cpu {
 
 Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, uint32_t chunk,
                  uint32_t n_threads, Arena& arena) {
-  const uint64_t n = chunk, lanes = lanes_for(chunk), t = n_threads;
+  const uint64_t n = chunk, t = n_threads;
+  const uint32_t n_lanes = lanes_for(chunk);
+  const uint64_t lanes = n_lanes;
   const uint64_t padded_head_dim = (spec.head_dim + 15) / 16 * 16;
   out_stride = padded_head_dim + 2;
   thread_stride = std::max({spec.dim, spec.q_rows(), spec.ffn_dim}) + kLanes;
   y_stride = lanes * kPanelRows;
-  panel_stride = (panel_scratch_bytes(weights.max_padded_cols, lanes_for(chunk)) + 63) / 64 * 64;
+  panel_stride =
+      (panel_scratch_bytes(weights.max_padded_cols, weights.max_plain_cols, n_lanes) + 63) / 64 * 64;
   qkv_rows = spec.q_rows() + 2 * spec.kv_rows();
   x = arena.take<float>(n * spec.dim);
   normed = arena.take<float>(n * spec.dim);

@@ -12,6 +12,14 @@ struct VecAvx2 {
 
   static constexpr uint32_t kRegisters = 8;  // how many of these the CPU holds
 
+  struct Part {
+    __m256 v;
+    static Part load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    static Part fma(Part a, Part b, Part c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  };
+  static constexpr uint32_t kParts = 2;
+
   static VecAvx2 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static VecAvx2 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static VecAvx2 load_f16(const uint16_t* p) {

@@ -13,6 +13,9 @@ struct VecAvx512 {
 
   static constexpr uint32_t kRegisters = 32;  // how many of these the CPU holds
 
+  using Part = VecAvx512;
+  static constexpr uint32_t kParts = 1;
+
   static VecAvx512 set1(float x) { return {_mm512_set1_ps(x)}; }
   static VecAvx512 load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static VecAvx512 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(load256(p))}; }

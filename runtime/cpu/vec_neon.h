@@ -15,6 +15,14 @@ struct VecNeon {
   }
   static constexpr uint32_t kRegisters = 8;  // how many of these the CPU holds
 
+  struct Part {
+    float32x4_t v;
+    static Part load(const float* p) { return {vld1q_f32(p)}; }
+    void store(float* p) const { vst1q_f32(p, v); }
+    static Part fma(Part a, Part b, Part c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+  };
+  static constexpr uint32_t kParts = 4;
+
   static VecNeon set1(float x) {
     return each([&](int) { return vdupq_n_f32(x); });
   }

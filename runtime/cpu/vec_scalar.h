@@ -16,6 +16,10 @@ struct VecScalar {
 
   static constexpr uint32_t kRegisters = 8;  // how many of these the CPU holds
 
+  // As many of the lanes as one register holds, to be loaded, stored and given to fma on their own.
+  using Part = VecScalar;
+  static constexpr uint32_t kParts = 1;
+
   template <typename F>
   static VecScalar each(F&& f) {
     VecScalar r;

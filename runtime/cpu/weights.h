@@ -32,6 +32,7 @@ struct Weights {
   Matrix embed, head;
 
   uint32_t max_padded_cols = 0;  // of Q24 matrices
+  uint32_t max_plain_cols = 0;   // of the others
 };
 
 }  // namespace pith::cpu
