@@ -1,6 +1,6 @@
 // Cholesky from the last columns to the first, in blocks, each taking what the finished ones leave of it (left-looking): a
-// stripe of rows per task, blocks widened to double as they are used, the products by Eigen. The order of the sums, and so
-// the bits, does not depend on the number of threads.
+// stripe of rows per task, blocks widened to double as they are used, the products by gemm.h, triangles by Eigen. The order of
+// the sums, and so the bits, does not depend on the number of threads.
 #include "convert/factor.h"
 
 #include <Eigen/Dense>
@@ -11,6 +11,7 @@
 #include <system_error>
 #include <thread>
 
+#include "convert/gemm.h"
 #include "format/error.h"
 
 namespace pith {
@@ -38,6 +39,15 @@ Matrix block_of(const UpperFactor& v, uint32_t row, uint32_t col) {
   if (row == col)
     for (uint32_t i = 0; i < block.rows(); ++i) block(i, i) = v.diagonal[row + i];
   return block;
+}
+
+// c -= a b, all of them parts of row-major matrices.
+template <typename C, typename A, typename B>
+void subtract(C&& c, const A& a, const B& b) {
+  subtract_product(c.data(), static_cast<size_t>(c.outerStride()), a.data(),
+                   static_cast<size_t>(a.outerStride()), b.data(), static_cast<size_t>(b.outerStride()),
+                   static_cast<uint32_t>(c.rows()), static_cast<uint32_t>(b.rows()),
+                   static_cast<uint32_t>(c.cols()));
 }
 
 // Overwrites symmetric h by its factor, zeros below the diagonal.
@@ -90,12 +100,12 @@ UpperFactor factor_upper(float* square, uint32_t n, size_t stride, uint32_t n_th
   for (uint32_t begin = last; n > 0; begin -= kBlock) {
     const uint32_t width = std::min(kBlock, n - begin), end = begin + width;
     // Rows of h's block column, less what the columns to the right have taken.
+    const Matrix right = widened(square, stride, begin, end, width, n - end).transpose();
     const auto reduced = [&](uint32_t row, uint32_t n_rows) {
       Matrix rest = widened(square, stride, row, begin, n_rows, width);
       for (uint32_t k = end; k < n; k += kBlock) {
         const uint32_t depth = std::min(kBlock, n - k);
-        rest.noalias() -= widened(square, stride, row, k, n_rows, depth) *
-                          widened(square, stride, begin, k, width, depth).transpose();
+        subtract(rest, widened(square, stride, row, k, n_rows, depth), right.middleRows(k - end, depth));
       }
       return rest;
     };
@@ -145,13 +155,13 @@ void solve_rows(const UpperFactor& v, float* x, uint32_t n_rows, uint32_t n_thre
     for (uint32_t at = last;; at -= kBlock) {
       auto here = columns(at);
       for (uint32_t k = at + kBlock; k < n; k += kBlock)
-        here.noalias() -= columns(k) * block_of(v, at, k).transpose();
+        subtract(here, columns(k), Matrix(block_of(v, at, k).transpose()));
       block_of(v, at, at).transpose().triangularView<Eigen::Lower>().solveInPlace<Eigen::OnTheRight>(here);
       if (at == 0) break;
     }
     for (uint32_t at = 0; at < n; at += kBlock) {
       auto here = columns(at);
-      for (uint32_t k = 0; k < at; k += kBlock) here.noalias() -= columns(k) * block_of(v, k, at);
+      for (uint32_t k = 0; k < at; k += kBlock) subtract(here, columns(k), block_of(v, k, at));
       block_of(v, at, at).triangularView<Eigen::Upper>().solveInPlace<Eigen::OnTheRight>(here);
     }
     rows = y.cast<float>();
@@ -169,7 +179,7 @@ std::vector<double> inverse_diagonal(const UpperFactor& v, uint32_t n_threads) {
     for (uint32_t at = col;; at -= kBlock) {
       auto here = x.middleRows(at, std::min(kBlock, col + n_cols - at));
       for (uint32_t k = at + kBlock; k < col + n_cols; k += kBlock)
-        here.noalias() -= block_of(v, at, k) * x.middleRows(k, std::min(kBlock, col + n_cols - k));
+        subtract(here, block_of(v, at, k), x.middleRows(k, std::min(kBlock, col + n_cols - k)));
       block_of(v, at, at).triangularView<Eigen::Upper>().solveInPlace(here);
       if (at == 0) break;
     }

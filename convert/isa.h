@@ -14,8 +14,8 @@
     __VA_ARGS__                                 \
   }
 #if defined(__x86_64__) && !defined(__clang__)  // clang refuses wide vectors as arguments of the templates
-#define PITH_PER_ISA(...)                                                                              \
-  __attribute__((target("avx512f"))) PITH_ISA_VERSION(16, __VA_ARGS__) __attribute__((target("avx2"))) \
+#define PITH_PER_ISA(...)                                                                                  \
+  __attribute__((target("avx512f"))) PITH_ISA_VERSION(16, __VA_ARGS__) __attribute__((target("avx2,fma"))) \
   PITH_ISA_VERSION(8, __VA_ARGS__) __attribute__((target("default"))) PITH_ISA_VERSION(4, __VA_ARGS__)
 #else
 #define PITH_PER_ISA(...) PITH_ISA_VERSION(4, __VA_ARGS__)
@@ -23,9 +23,10 @@
 
 namespace pith {
 
-// Read from and written to anywhere among floats or int32_t.
-template <uint32_t n>
+// Read from and written to anywhere among floats, int32_t or T. Elements: as many T as n floats are long.
+template <uint32_t n, typename T = float>
 struct VectorOf {
+  typedef T Elements __attribute__((vector_size(4 * n), aligned(alignof(T)), may_alias));
   typedef float Floats __attribute__((vector_size(4 * n), aligned(4), may_alias));
   typedef int32_t Ints __attribute__((vector_size(4 * n), aligned(4), may_alias));
 };
