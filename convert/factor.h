@@ -2,9 +2,8 @@
 //
 // A symmetric matrix and its factor share one square of floats, [n, stride] row-major: on and below the diagonal lies h,
 // above it V, upper triangular with h = V V', whose own diagonal is apart. So n columns take 4 n^2 bytes, and 1,024 n more
-// while they are factored. Sums run
-// in double and only V's elements are rounded to float: each moves h_ij by 2^-24 sqrt(h_ii h_jj), far below any damping.
-// Deterministic, whatever n_threads.
+// while they are factored. Sums run in double and only V's elements are rounded to float: each moves h_ij by
+// 2^-24 sqrt(h_ii h_jj), far below any damping. Deterministic, whatever n_threads.
 #pragma once
 #include <cstddef>
 #include <cstdint>
