@@ -50,16 +50,8 @@ std::string kernels_of(const SessionOptions& options) {
 }
 
 std::string session_fact(const pith_session& s, std::string_view key) {
-  const SamplerOptions& sampling = s.sampling;
-  if (key == "temp") return fmt::format("{}", sampling.temperature);
-  if (key == "top_k") return fmt::format("{}", sampling.top_k);
-  if (key == "top_p") return fmt::format("{}", sampling.top_p);
-  if (key == "min_p") return fmt::format("{}", sampling.min_p);
-  if (key == "repeat_penalty") return fmt::format("{}", sampling.repetition_penalty);
-  if (key == "presence_penalty") return fmt::format("{}", sampling.presence_penalty);
-  if (key == "frequency_penalty") return fmt::format("{}", sampling.frequency_penalty);
-  if (key == "repeat_last_n") return fmt::format("{}", sampling.penalty_last_n);
-  if (key == "seed") return fmt::format("{}", sampling.seed);
+  for (const SamplerOption& option : sampler_options())
+    if (key == option.key) return sampler_option_text(s.sampling, option);
   if (key == "max_tokens") return fmt::format("{}", s.max_tokens);
   const SessionOptions& options = s.session.options();
   if (key == "ctx") return fmt::format("{}", s.session.n_ctx());

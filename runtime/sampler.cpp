@@ -26,63 +26,70 @@ bool parse(std::string_view text, T& value) {
   return error == std::errc() && end == text.data() + text.size();
 }
 
-struct RealOption {
-  const char* key;
-  float SamplerOptions::*field;
-  double low, high;
-};
-constexpr RealOption kRealOptions[] = {
-    {"temp", &SamplerOptions::temperature, 0, 100},
-    {"top_p", &SamplerOptions::top_p, 0, 1},
-    {"min_p", &SamplerOptions::min_p, 0, 1},
-    {"repeat_penalty", &SamplerOptions::repetition_penalty, 0.01, 100},
-    {"presence_penalty", &SamplerOptions::presence_penalty, -100, 100},
-    {"frequency_penalty", &SamplerOptions::frequency_penalty, -100, 100},
+constexpr double kMaxCount = INT32_MAX;
+constexpr SamplerOption kOptions[] = {
+    {"temp", &SamplerOptions::temperature, 0, 100, "T", "Temperature, 0 = greedy (default: the model's)"},
+    {"top_k", &SamplerOptions::top_k, 0, kMaxCount, "K", "Keep the K likeliest tokens, 0 = off"},
+    {"top_p", &SamplerOptions::top_p, 0, 1, "P", "Keep the likeliest tokens of total probability P"},
+    {"min_p", &SamplerOptions::min_p, 0, 1, "P", "Drop tokens less likely than P times the likeliest"},
+    {"repeat_penalty", &SamplerOptions::repetition_penalty, 0.01, 100, "X",
+     "Divide logits of recent tokens, 1 = off"},
+    {"presence_penalty", &SamplerOptions::presence_penalty, -100, 100, "X",
+     "Subtract from logits of recent tokens"},
+    {"frequency_penalty", &SamplerOptions::frequency_penalty, -100, 100, "X", "Subtract per occurrence"},
+    {"repeat_last_n", &SamplerOptions::penalty_last_n, 0, kMaxCount, "N",
+     "Tokens that count as recent (default: 64)"},
+    {"seed", &SamplerOptions::seed, 0, 0x1p64, "S", "An integer, or random (default)"},
 };
 
-struct CountOption {
-  const char* key;
-  uint32_t SamplerOptions::*field;
-};
-constexpr CountOption kCountOptions[] = {
-    {"top_k", &SamplerOptions::top_k},
-    {"repeat_last_n", &SamplerOptions::penalty_last_n},
-};
-constexpr uint64_t kMaxCount = INT32_MAX;
 constexpr float kMaxLogit = std::numeric_limits<float>::max();
+
+// A real is parsed as a double, so that the limits hold before it is rounded.
+void set_field(float& field, const SamplerOption& option, std::string_view value) {
+  double number;
+  if (!parse(value, number) || !(number >= option.low && number <= option.high))
+    throw_error(ErrorCode::kInvalidArgument, "{}: '{}', expected a number from {} to {}", option.key, value,
+                option.low, option.high);
+  field = static_cast<float>(number);
+}
+
+void set_field(uint32_t& field, const SamplerOption& option, std::string_view value) {
+  const uint32_t high = static_cast<uint32_t>(option.high);
+  uint32_t number;
+  if (!parse(value, number) || number > high)
+    throw_error(ErrorCode::kInvalidArgument, "{}: '{}', expected a whole number from 0 to {}", option.key,
+                value, high);
+  field = number;
+}
+
+void set_field(uint64_t& field, const SamplerOption& option, std::string_view value) {
+  uint64_t number;
+  if (!parse(value, number))
+    throw_error(ErrorCode::kInvalidArgument, "{}: '{}', expected a whole number from 0 to 2^64-1", option.key,
+                value);
+  field = number;
+}
 
 }  // namespace
 
+std::span<const SamplerOption> sampler_options() {
+  return kOptions;
+}
+
+std::string sampler_option_text(const SamplerOptions& options, const SamplerOption& option) {
+  return std::visit([&](auto field) { return fmt::format("{}", options.*field); }, option.field);
+}
+
 void set_sampler_option(SamplerOptions& options, std::string_view key, std::string_view value,
                         std::string_view other_keys) {
-  for (const RealOption& option : kRealOptions) {
-    if (key != option.key) continue;
-    double number;
-    if (!parse(value, number) || !(number >= option.low && number <= option.high))
-      throw_error(ErrorCode::kInvalidArgument, "{}: '{}', expected a number from {} to {}", key, value,
-                  option.low, option.high);
-    options.*option.field = static_cast<float>(number);
-    return;
-  }
-  uint64_t number;
-  for (const CountOption& option : kCountOptions) {
-    if (key != option.key) continue;
-    if (!parse(value, number) || number > kMaxCount)
-      throw_error(ErrorCode::kInvalidArgument, "{}: '{}', expected a whole number from 0 to {}", key, value,
-                  kMaxCount);
-    options.*option.field = static_cast<uint32_t>(number);
-    return;
-  }
-  if (key == "seed") {
-    if (!parse(value, number))
-      throw_error(ErrorCode::kInvalidArgument, "seed: '{}', expected a whole number from 0 to 2^64-1", value);
-    options.seed = number;
-    return;
-  }
   std::string known(other_keys);
-  known += "seed";
-  for (const RealOption& option : kRealOptions) known.append(", ").append(option.key);
-  for (const CountOption& option : kCountOptions) known.append(", ").append(option.key);
+  for (const SamplerOption& option : kOptions) {
+    if (key == option.key) {
+      std::visit([&](auto field) { set_field(options.*field, option, value); }, option.field);
+      return;
+    }
+    known.append(known.empty() || known.ends_with(' ') ? "" : ", ").append(option.key);
+  }
   throw_error(ErrorCode::kInvalidArgument, "'{}' is not an option, expected one of {}", key, known);
 }
 

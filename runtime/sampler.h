@@ -2,7 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 namespace pith {
@@ -17,9 +19,22 @@ struct SamplerOptions {
   uint64_t seed = 0;
 };
 
+// One option as it is named outside: what pith_set, pith_session_get, the flags and `/set` know of it. A new option is a
+// member above and a row of the table.
+struct SamplerOption {
+  const char* key;  // "top_k"
+  std::variant<float SamplerOptions::*, uint32_t SamplerOptions::*, uint64_t SamplerOptions::*> field;
+  double low, high;   // allowed values; whole numbers begin at 0, and 64 bits are allowed whole
+  const char* value;  // how the help names a value, "K"
+  const char* help;
+};
+std::span<const SamplerOption> sampler_options();
+
+// The option's value as text.
+std::string sampler_option_text(const SamplerOptions& options, const SamplerOption& option);
+
 // Sets one option from text, as `pith_set` and the command line do ("temp", "0.7"). Throws kInvalidArgument naming the
-// key, the allowed range and what was found. The keys: temp, top_k, top_p, min_p, repeat_penalty, presence_penalty,
-// frequency_penalty, repeat_last_n, seed.
+// key, the allowed range and what was found. other_keys: what else the caller takes, for the message ("ctx, threads, ").
 void set_sampler_option(SamplerOptions& options, std::string_view key, std::string_view value,
                         std::string_view other_keys = "");
 
@@ -28,7 +43,6 @@ class Sampler {
   Sampler(const SamplerOptions& options, uint32_t vocab_size);
   // history: the timeline so far (penalties). Non-finite logits throw Error(kInternal).
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
-  const SamplerOptions& options() const { return options_; }
 
  private:
   SamplerOptions options_;

@@ -13,6 +13,7 @@
 #include "runtime/cli/cli.h"
 #include "runtime/cli/conversation.h"
 #include "runtime/cli/line_editor.h"
+#include "runtime/sampler.h"
 
 namespace pith::cli {
 namespace {
@@ -63,11 +64,18 @@ std::string expand_home(const std::string& path) {
   return path.starts_with("~/") && home != nullptr ? home + path.substr(1) : path;
 }
 
-constexpr const char* kHelp =
+// What /set takes.
+std::vector<std::string> set_keys() {
+  std::vector<std::string> keys;
+  for (const SamplerOption& option : sampler_options()) keys.emplace_back(option.key);
+  keys.emplace_back("max_tokens");
+  return keys;
+}
+
+constexpr const char* kHelpBeforeSet =
     "/help                this list\n"
-    "/system [TEXT|off]   show or set the system message\n"
-    "/set [KEY VALUE]     show or set: temp top_k top_p min_p repeat_penalty presence_penalty\n"
-    "                     frequency_penalty repeat_last_n seed max_tokens\n"
+    "/system [TEXT|off]   show or set the system message\n";
+constexpr const char* kHelpAfterSet =
     "/stats               context, speed, seed, memory\n"
     "/undo                take the last question and its reply back\n"
     "/retry               another reply to the last question\n"
@@ -77,6 +85,19 @@ constexpr const char* kHelp =
     "/quit                leave (so does Ctrl-D)\n"
     "A line that ends in \\ goes on; \"\"\" begins and ends a block of lines; // begins a text with /.\n"
     "Ctrl-C stops a reply.";
+
+std::string help() {
+  constexpr size_t kColumns = 88;
+  std::string text = kHelpBeforeSet, line = "/set [KEY VALUE]     show or set:";
+  for (const std::string& key : set_keys()) {
+    if (line.size() + 1 + key.size() > kColumns) {
+      text += line + "\n";
+      line = std::string(20, ' ');  // under what the commands do
+    }
+    line += " " + key;
+  }
+  return text + line + "\n" + kHelpAfterSet;
+}
 
 class Chat {
  public:
@@ -144,7 +165,7 @@ class Chat {
     const std::string name = input.substr(1, space == std::string::npos ? space : space - 1);
     const std::string rest = space == std::string::npos ? "" : trimmed(input.substr(space));
     if (name == "help" || name == "?")
-      print_lines(kHelp);
+      print_lines(help());
     else if (name == "quit" || name == "exit")
       quit_ = true;
     else if (name == "system")
@@ -188,19 +209,10 @@ class Chat {
   }
 
   void set(const std::string& text) {
-    static constexpr const char* kKeys[] = {"temp",
-                                            "top_k",
-                                            "top_p",
-                                            "min_p",
-                                            "repeat_penalty",
-                                            "presence_penalty",
-                                            "frequency_penalty",
-                                            "repeat_last_n",
-                                            "seed",
-                                            "max_tokens"};
     const size_t space = text.find_first_of(" \t=");
     if (text.empty()) {
-      for (const char* key : kKeys) print_lines(fmt::format("{:<18} {}", key, get(session_, key)));
+      for (const std::string& key : set_keys())
+        print_lines(fmt::format("{:<18} {}", key, get(session_, key.c_str())));
     } else if (space == std::string::npos) {
       print_lines(fmt::format("{:<18} {}", text, get(session_, text.c_str())));
     } else {

@@ -39,15 +39,11 @@ void SessionFlags::add_session(CLI::App& app) {
 }
 
 void SessionFlags::add_sampling(CLI::App& app) {
-  add(app, "--temp", "temp", "Temperature, 0 = greedy (default: the model's)")->type_name("T");
-  add(app, "--top-k", "top_k", "Keep the K likeliest tokens, 0 = off")->type_name("K");
-  add(app, "--top-p", "top_p", "Keep the likeliest tokens of total probability P")->type_name("P");
-  add(app, "--min-p", "min_p", "Drop tokens less likely than P times the likeliest")->type_name("P");
-  add(app, "--repeat-penalty", "repeat_penalty", "Divide logits of recent tokens, 1 = off")->type_name("X");
-  add(app, "--presence-penalty", "presence_penalty", "Subtract from logits of recent tokens")->type_name("X");
-  add(app, "--frequency-penalty", "frequency_penalty", "Subtract per occurrence")->type_name("X");
-  add(app, "--repeat-last-n", "repeat_last_n", "Tokens that count as recent (default: 64)")->type_name("N");
-  add(app, "--seed", "seed", "An integer, or random (default)")->type_name("S");
+  for (const SamplerOption& option : sampler_options()) {
+    std::string flag = fmt::format("--{}", option.key);
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    add(app, flag, option.key, option.help)->type_name(option.value);
+  }
 }
 
 bool SessionFlags::has(std::string_view key) const {
