@@ -1,7 +1,6 @@
 #include "convert/products.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "convert/gemm.h"
 #include "format/error.h"
@@ -32,7 +31,7 @@ auto on(const DeviceProducts& device, Body&& body) {
 #ifdef PITH_HAS_CUDA
 Products Products::open(const std::string& device, uint32_t n_threads, const ModelSpec& spec,
                         std::vector<std::string>& notes) {
-  if (std::strcmp(backend_for(device).device, "cpu") == 0) return n_threads;
+  if (backend_for(device).is_cpu()) return n_threads;
   const cuda::DeviceInfo found = gpu::find_device(device);
   const uint64_t needed = gpu::products_bytes(spec);
   // Before anything is made there: on a device that is full not even a stream can be.

@@ -73,6 +73,10 @@ struct BackendKind {
   std::string (*describe)() = nullptr;  // one line: what was found, or why it is not available
   // Free memory of "cuda" or "cuda:N"; null of the CPU.
   uint64_t (*free_bytes)(const std::string& device) = nullptr;
+  // What "auto" among SessionOptions::kernels comes to; null: as the device says.
+  std::string (*kernels_name)(const SessionOptions& options) = nullptr;
+
+  bool is_cpu() const { return free_bytes == nullptr; }
 };
 const std::vector<BackendKind>& backend_kinds();  // backends.cpp, in the order in which "auto" tries them
 // Throws kInvalidArgument or kUnsupported.

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <random>
 
+#include "runtime/backend.h"
 #include "runtime/capi.h"
-#include "runtime/cpu/kernels.h"
 #include "runtime/utf8.h"
 
 namespace pith::capi {
@@ -46,7 +46,9 @@ SamplerOptions default_sampling(const GenerationDefaults& defaults) {
 
 // What the options' "auto" came to.
 std::string kernels_of(const SessionOptions& options) {
-  return options.device == "cpu" ? cpu::select_kernels(options.kernels).name : options.device;
+  for (const BackendKind& kind : backend_kinds())
+    if (options.device == kind.device && kind.kernels_name != nullptr) return kind.kernels_name(options);
+  return options.device;
 }
 
 std::string session_fact(const pith_session& s, std::string_view key) {

@@ -55,10 +55,10 @@ Placement place(const Model& model, const SessionOptions& options, const std::ve
   if (wanted > static_cast<int32_t>(n_layers))
     throw_error(ErrorCode::kInvalidArgument, "gpu_layers {}, expected all, auto or at most the model's {}",
                 wanted, n_layers);
-  if (kind.free_bytes == nullptr && wanted != 0 && wanted != kGpuLayersAuto && !is_default)
+  if (kind.is_cpu() && wanted != 0 && wanted != kGpuLayersAuto && !is_default)
     throw_error(ErrorCode::kUnsupported, "gpu_layers {} on the CPU, expected a GPU",
                 wanted == kGpuLayersAll ? "all" : std::to_string(wanted));
-  if (kind.free_bytes == nullptr || wanted == 0) return on_cpu(model, options, "", kinds);
+  if (kind.is_cpu() || wanted == 0) return on_cpu(model, options, "", kinds);
 
   Placement placed{open ? kind.device : options.device, 0, {}, ""};
   SessionOptions on_gpu = options;
@@ -111,7 +111,7 @@ std::unique_ptr<Backend> open_placed(std::shared_ptr<const Model> model, const S
   own.device = placement.device;
   const BackendKind& kind = backend_for(placement.device, kinds);
   const uint32_t n_layers = model->spec().n_layers, cut = n_layers - placement.n_gpu_layers;
-  if (kind.free_bytes == nullptr || cut == 0) return kind.create(std::move(model), own, {0, n_layers});
+  if (kind.is_cpu() || cut == 0) return kind.create(std::move(model), own, {0, n_layers});
   auto back = kind.create(model, own, {cut, n_layers});  // what may not fit comes first
   auto front = cpu_of(kinds).create(std::move(model), cpu_options(own), {0, cut});
   return std::make_unique<SplitBackend>(std::move(front), std::move(back), cut);

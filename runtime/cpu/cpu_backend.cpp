@@ -295,7 +295,11 @@ std::unique_ptr<Backend> create(std::shared_ptr<const Model> model, const Sessio
 }  // namespace
 
 BackendKind backend_kind() {
-  return {"cpu", [] { return true; }, create, plan};
+  BackendKind kind{"cpu", [] { return true; }, create, plan};
+  kind.kernels_name = [](const SessionOptions& options) -> std::string {
+    return select_kernels(options.kernels).name;
+  };
+  return kind;
 }
 
 }  // namespace pith::cpu
