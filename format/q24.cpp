@@ -231,7 +231,7 @@ Unpacked unpack(const View& view) {
   return out;
 }
 
-void dequantize_row(const View& view, uint32_t r, float* out) {
+void dequantize_row(const View& view, uint32_t r, float* out, float factor) {
   const Layout& l = view.layout;
   const Shape& s = l.shape;
   const uint64_t panel = r / kPanelRows;
@@ -257,10 +257,11 @@ void dequantize_row(const View& view, uint32_t r, float* out) {
   }
   const uint16_t* const slots = view.outliers + (panel * s.n_slots * kPanelRows + w) * 2;
   for (uint32_t i = 0; i < s.n_slots; ++i) {
-    const uint16_t column = slots[size_t{i} * kPanelRows * 2];
+    const uint16_t column = slots[size_t{i} * kPanelRows * 2];  // once: the mapping may change
     if (column < s.n_cols) out[view.perm[column]] += f16_to_float(slots[size_t{i} * kPanelRows * 2 + 1]);
   }
-  for (uint32_t c = 0; c < s.n_cols; ++c) out[view.perm[c]] *= f16_to_float(view.col_scale[c / kLineCols]);
+  for (uint32_t c = 0; c < s.n_cols; ++c)
+    out[view.perm[c]] *= f16_to_float(view.col_scale[c / kLineCols]) * factor;
 }
 
 }  // namespace pith::q24

@@ -110,8 +110,8 @@ void pack(const Unpacked& in, std::span<uint8_t> out);
 Unpacked unpack(const View& view);
 
 // Scalar decode, the reference for every kernel: row r of W in *input* order and scale, so that
-// y[r] = sum_i out[i] * x[i].  out: [n_cols].
-void dequantize_row(const View& view, uint32_t r, float* out);
+// y[r] = sum_i out[i] * x[i] where factor is 1: every element is multiplied by col_scale * factor.  out: [n_cols].
+void dequantize_row(const View& view, uint32_t r, float* out, float factor = 1);
 
 // Checks what the directory cannot say: perm is a permutation, outlier columns exist,
 // d/dmin/col_scale/deltas are finite, pads are zero. Throws Error(kFormat) with the first violation.

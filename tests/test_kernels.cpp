@@ -10,6 +10,7 @@
 #include "runtime/backend.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/cpu/kv_cache.h"
+#include "runtime/cpu/weights.h"
 #include "runtime/thread_choice.h"
 #include "runtime/thread_pool.h"
 
@@ -225,8 +226,11 @@ TEST_CASE("embedding rows of a q24 tensor are the dequantized rows") {
     const OwnedMatrix o = make_q24(shape, rng);
     std::vector<float> row(shape.n_cols), expected(shape.n_cols);
     for (uint32_t r = 0; r < shape.n_rows; ++r) {
-      embedding_row(o.m, r, 1, row.data());
       q24::dequantize_row(o.m.view, r, expected.data());
+      embedding_row(o.m, r, 1, row.data());
+      REQUIRE(same_bits(row, expected));
+      for (float& value : expected) value *= 4;  // a power of two, so that no bit is lost
+      embedding_row(o.m, r, 4, row.data());
       REQUIRE(same_bits(row, expected));
     }
   });

@@ -8,7 +8,6 @@
 #include <unistd.h>
 #endif
 
-#include "format/float16.h"
 #include "runtime/cpu/panel_scratch.h"
 #include "runtime/cpu/tables.h"
 
@@ -101,49 +100,6 @@ uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t plain_cols, uint
   const uint64_t wide = (uint64_t{plain_cols} + kLanes - 1) / kLanes * kLanes * kPanelRows * sizeof(float);
   const uint64_t sums = uint64_t{kPlainTokens} * kPanelRows * kLanes * sizeof(float);
   return std::max({panel, columns, plain_cols == 0 ? 0 : wide + sums});
-}
-
-void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {
-  if (!m.is_q24()) {
-    const size_t first = size_t{row} * m.n_cols;
-    for (uint32_t c = 0; c < m.n_cols; ++c) {
-      const size_t i = first + c;
-      float value = 0;
-      if (m.kind == TensorKind::kF32)
-        value = reinterpret_cast<const float*>(m.data)[i];
-      else if (m.kind == TensorKind::kF16)
-        value = f16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
-      else
-        value = bf16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
-      out[c] = value * scale;
-    }
-    return;
-  }
-  // As q24::dequantize_row, but through the validated permutation.
-  const q24::View& v = m.view;
-  const q24::Layout& l = v.layout;
-  const size_t panel = row / kPanelRows;
-  const uint32_t w = q24::row_word(row % kPanelRows);
-  const uint16_t* const row_scale = v.row_scale + (panel * kPanelRows + w) * 2;
-  const float d = f16_to_float(row_scale[0]), dmin = f16_to_float(row_scale[1]);
-  const uint8_t* const base = v.base + panel * l.n_lines * q24::kLineBytes + w * 4;
-  const uint8_t* const fine = v.fine + panel * l.n_fine_lines * q24::kLineBytes + w * 4;
-  const uint8_t* const scales = v.scales + panel * l.scales_stride + w * 2;
-  const uint32_t first_fine = l.n_lines - l.n_fine_lines;
-  for (uint32_t c = 0; c < m.n_cols; ++c) {
-    const uint32_t line = c / 16, shift = c % 16 / 4 * 2, j = c % 4, g = c / l.shape.group;
-    uint32_t code = (base[size_t{line} * q24::kLineBytes + j] >> shift & 3u) * 4;
-    if (line >= first_fine) code += fine[size_t{line - first_fine} * q24::kLineBytes + j] >> shift & 3u;
-    const uint8_t sm = scales[size_t{g / 2} * 64 + g % 2];
-    out[m.perm[c]] = d * static_cast<float>(sm & 15) * (static_cast<float>(code) * 0.25f) -
-                     dmin * static_cast<float>(sm >> 4);
-  }
-  for (uint32_t i = 0; i < l.shape.n_slots; ++i) {
-    const uint16_t* const slot = v.outliers + ((panel * l.shape.n_slots + i) * kPanelRows + w) * 2;
-    const uint16_t column = slot[0];  // read once: the mapping may change between a check and its use
-    if (column < m.n_cols) out[m.perm[column]] += f16_to_float(slot[1]);
-  }
-  for (uint32_t c = 0; c < m.n_cols; ++c) out[m.perm[c]] *= m.col_scale[c / 16] * scale;
 }
 
 }  // namespace pith::cpu

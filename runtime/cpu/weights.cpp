@@ -29,7 +29,7 @@ class Loader {
       const q24::Layout& l = m.view.layout;
       uint16_t* const perm = arena_.take<uint16_t>(l.padded_cols);
       float* const col_scale = arena_.take<float>(l.n_lines);
-      if (perm != nullptr) copy_indices(tensor, m, perm, col_scale);
+      if (perm != nullptr) copy_indices(m.view, perm, col_scale);
       m.perm = perm;
       m.col_scale = col_scale;
     }
@@ -37,16 +37,11 @@ class Loader {
   }
 
  private:
-  // The mapping may change under us (another process writing the file); these copies cannot.
-  static void copy_indices(const Tensor& tensor, const Matrix& m, uint16_t* perm, float* col_scale) {
-    const q24::Layout& l = m.view.layout;
-    for (uint32_t c = 0; c < l.padded_cols; ++c) {
-      perm[c] = c < m.n_cols ? m.view.perm[c] : uint16_t{0};
-      if (perm[c] >= m.n_cols)
-        throw_error(ErrorCode::kFormat, "tensor '{}': perm[{}] is {}, expected less than {}", tensor.name, c,
-                    perm[c], m.n_cols);
-    }
-    for (uint32_t line = 0; line < l.n_lines; ++line) col_scale[line] = f16_to_float(m.view.col_scale[line]);
+  // Kernels gather whole lines of x and then drop what the pads, 0xffff in the file, brought along: they read x[0].
+  static void copy_indices(const q24::View& view, uint16_t* perm, float* col_scale) {
+    const q24::Layout& l = view.layout;
+    for (uint32_t c = 0; c < l.padded_cols; ++c) perm[c] = c < l.shape.n_cols ? view.perm[c] : uint16_t{0};
+    for (uint32_t line = 0; line < l.n_lines; ++line) col_scale[line] = f16_to_float(view.col_scale[line]);
   }
 
   const Container& container_;
@@ -101,6 +96,22 @@ Weights::Weights(const Model& model, uint32_t n_layers, Arena& arena) {
                            add(expert_tensor(i, e, "gate_up")), add(expert_tensor(i, e, "down"))});
     w.ffn_post_norm = vector("ffn_post_norm", spec.post_norms);
     layers.push_back(std::move(w));
+  }
+}
+
+void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {
+  if (m.is_q24()) return q24::dequantize_row(m.view, row, out, scale);
+  const size_t first = size_t{row} * m.n_cols;
+  for (uint32_t c = 0; c < m.n_cols; ++c) {
+    const size_t i = first + c;
+    float value = 0;
+    if (m.kind == TensorKind::kF32)
+      value = reinterpret_cast<const float*>(m.data)[i];
+    else if (m.kind == TensorKind::kF16)
+      value = f16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
+    else
+      value = bf16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
+    out[c] = value * scale;
   }
 }
 

@@ -1,4 +1,4 @@
-// A model's tensors as the CPU kernels want them: pointers into the container, plus validated copies of what indexes.
+// A model's tensors as the CPU kernels want them: pointers into the container, plus the copies that they index with.
 #pragma once
 #include <vector>
 
@@ -34,5 +34,8 @@ struct Weights {
   uint32_t max_padded_cols = 0;  // of Q24 matrices
   uint32_t max_plain_cols = 0;   // of the others
 };
+
+// Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
+void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);
 
 }  // namespace pith::cpu
