@@ -54,12 +54,8 @@ __attribute__((target_clones("avx512f", "avx2", "default"))) void add_scaled(flo
 Forward::Forward(const ModelSpec& spec, uint32_t window, Products products)
     : spec_(spec), products_(std::move(products)), window_(window), n_threads_(products_.n_threads()) {
   for (const RopeSpec& rope : spec.ropes) {
-    std::vector<float> cosines, sines;
-    for (uint32_t p = 0; p < window; ++p)
-      for (const float f : rope.frequencies(window)) {
-        cosines.push_back(static_cast<float>(std::cos(double{f} * p) * double{rope.scale}));
-        sines.push_back(static_cast<float>(std::sin(double{f} * p) * double{rope.scale}));
-      }
+    std::vector<float> cosines(window * rope.inv_freq.size()), sines(cosines.size());
+    rope.fill_tables(window, 0, window, cosines.data(), sines.data());
     cos_.push_back(std::move(cosines));
     sin_.push_back(std::move(sines));
   }

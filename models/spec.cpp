@@ -186,6 +186,16 @@ ModelSpec load_spec(const Metadata& metadata, const std::string& where) {
   spec.qk_norm_whole = metadata.get_or<bool>("model.qk_norm_whole", false);
   spec.pre_norms = metadata.get_or<bool>("model.pre_norms", true);
   spec.attn_sinks = metadata.get_or<bool>("model.attn_sinks", false);
+void RopeSpec::fill_tables(uint32_t n_ctx, uint32_t begin, uint32_t end, float* cos, float* sin) const {
+  const std::vector<float> used = frequencies(n_ctx);
+  for (uint32_t p = begin; p < end; ++p)
+    for (const float f : used) {
+      const double angle = double{f} * p;
+      *cos++ = static_cast<float>(std::cos(angle) * double{scale});
+      *sin++ = static_cast<float>(std::sin(angle) * double{scale});
+    }
+}
+
   if (metadata.has("model.n_experts")) {
     spec.n_experts = count("model.n_experts");
     spec.n_active_experts = count("model.n_active_experts");

@@ -34,6 +34,8 @@ struct RopeSpec {
   float dynamic_factor = 0;  // dynamic NTK: the base grows with the context beyond original_context
 
   std::vector<float> frequencies(uint32_t n_ctx) const;  // of a session with room for n_ctx tokens
+  // cos and sin of positions begin .. end - 1 in such a session, times scale; angles in double. Both [end - begin, n / 2].
+  void fill_tables(uint32_t n_ctx, uint32_t begin, uint32_t end, float* cos, float* sin) const;
 };
 
 struct LayerSpec {

@@ -1,25 +1,11 @@
 // The backend's creation, and its phases around attention and experts.
 #include "runtime/cpu/cpu_backend.h"
 
-#include <cmath>
-
 #include "runtime/cpu/phases.h"
 
 namespace pith::cpu {
 
 namespace {
-
-// cos and sin of position * inv_freq, times the rope's scale; angles in double.
-void fill_rope(const RopeSpec& rope, uint32_t n_ctx, Range positions, float* cos, float* sin) {
-  const std::vector<float> inv_freq = rope.frequencies(n_ctx);
-  size_t at = positions.begin * inv_freq.size();
-  for (uint32_t p = positions.begin; p < positions.end; ++p)
-    for (const float f : inv_freq) {
-      const double angle = double{f} * p;
-      cos[at] = static_cast<float>(std::cos(angle) * double{rope.scale});
-      sin[at++] = static_cast<float>(std::sin(angle) * double{rope.scale});
-    }
-}
 
 // About how many weights of a Q24 matrix are multiplied in the time that a token of this model takes.
 double work_of_token(const Weights& weights, const ModelSpec& spec) {
@@ -55,9 +41,12 @@ CpuBackend::CpuBackend(std::shared_ptr<const Model> model, const SessionOptions&
       prompt_threads_(options.n_threads),
       token_threads_(options.n_threads) {
   pool_.run([&](uint32_t thread) {
-    for (size_t i = 0; i < spec_.ropes.size(); ++i)
-      fill_rope(spec_.ropes[i], options.n_ctx, share(options.n_ctx, thread, pool_.n_threads()),
-                scratch_.cos[i], scratch_.sin[i]);
+    const Range mine = share(options.n_ctx, thread, pool_.n_threads());
+    for (size_t i = 0; i < spec_.ropes.size(); ++i) {
+      const RopeSpec& rope = spec_.ropes[i];
+      const size_t at = mine.begin * rope.inv_freq.size();
+      rope.fill_tables(options.n_ctx, mine.begin, mine.end, scratch_.cos[i] + at, scratch_.sin[i] + at);
+    }
   });
 }
 

@@ -2,7 +2,6 @@
 #include "runtime/gpu/backend.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "runtime/gpu/cuda_backend.h"
 
@@ -37,14 +36,8 @@ CudaBackend::CudaBackend(std::shared_ptr<const Model> model, const SessionOption
   weights_.choose_shapes(kernels_.pipeline, kernels_.synchronous, device_);
   for (size_t i = 0; i < spec_.ropes.size(); ++i) {
     const RopeSpec& rope = spec_.ropes[i];
-    const std::vector<float> inv_freq = rope.frequencies(options.n_ctx);
-    std::vector<float> cos, sin;
-    for (uint32_t p = 0; p < options.n_ctx; ++p)
-      for (const float f : inv_freq) {
-        const double angle = double{f} * p;
-        cos.push_back(static_cast<float>(std::cos(angle) * double{rope.scale}));
-        sin.push_back(static_cast<float>(std::sin(angle) * double{rope.scale}));
-      }
+    std::vector<float> cos(options.n_ctx * rope.inv_freq.size()), sin(cos.size());
+    rope.fill_tables(options.n_ctx, 0, options.n_ctx, cos.data(), sin.data());
     stream_.copy_to_device(scratch_.cos[i], cos.data(), cos.size() * 4);
     stream_.copy_to_device(scratch_.sin[i], sin.data(), sin.size() * 4);
     stream_.wait();
