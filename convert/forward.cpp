@@ -1,12 +1,12 @@
 #include "convert/forward.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <span>
 
 #include "convert/forward_loops.h"
+#include "models/experts.h"
 
 namespace pith {
 
@@ -180,34 +180,22 @@ void Forward::enter_feed_forward(Stream& stream) const {
   gather(stream, 0);
 }
 
-// The n_active_experts largest logits of a token (the lower index where equal), with their shares.
 void Forward::route(Stream& stream) const {
   const uint32_t n_tokens = static_cast<uint32_t>(stream.normed.size() / spec_.dim), n = spec_.n_experts,
                  n_active = spec_.n_active_experts;
   const std::vector<float>& bias = vector("router_bias");
-  std::vector<float> logits(size_t{n_tokens} * n), shares(size_t{n_tokens} * n_active);
-  std::vector<uint32_t> chosen(shares.size());
+  std::vector<float> logits(size_t{n_tokens} * n);
+  std::vector<ExpertShare> chosen(size_t{n_tokens} * n_active);
   products_.multiply_transposed(stream.normed.data(), n_tokens, spec_.dim, vector("router").data(), n,
                                 logits.data());
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
     float* const row = logits.data() + size_t{t} * n;
     for (size_t e = 0; e < bias.size(); ++e) row[e] += bias[e];
-    for (uint32_t e = 0; e < n; ++e)  // what is no number counts as the smallest one
-      if (!(row[e] > -3e38f)) row[e] = -3e38f;
-    const float top = *std::max_element(row, row + n);
-    float all = 0, sum = 0;
-    for (uint32_t e = 0; e < n; ++e) all += std::exp(row[e] - top);
-    float* const share = shares.data() + size_t{t} * n_active;
-    for (uint32_t i = 0; i < n_active; ++i) {
-      float* const best = std::max_element(row, row + n);
-      chosen[size_t{t} * n_active + i] = static_cast<uint32_t>(best - row);
-      sum += share[i] = std::exp(*best - top);
-      *best = -INFINITY;
-    }
-    for (uint32_t i = 0; i < n_active; ++i) share[i] /= spec_.router_renormalize ? sum : all;
+    choose_experts(spec_, row, chosen.data() + size_t{t} * n_active);
   });
   stream.routed.assign(n, {});
-  for (uint32_t i = 0; i < chosen.size(); ++i) stream.routed[chosen[i]].push_back({i / n_active, shares[i]});
+  for (uint32_t i = 0; i < chosen.size(); ++i)
+    stream.routed[chosen[i].expert].push_back({i / n_active, chosen[i].share});
 }
 
 // The expert's rows of `normed` become the input.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <set>
 
+#include "models/experts.h"
 #include "models/family.h"
 
 using namespace pith;
@@ -330,6 +331,32 @@ TEST_CASE("a spec survives metadata and its bytes") {
   CHECK_FALSE(back.router_renormalize);
   CHECK(back.ropes[1].frequencies(50) == spec.ropes[1].inv_freq);
   CHECK(back.ropes[1].frequencies(51) == spec.ropes[1].long_inv_freq);
+}
+
+TEST_CASE(
+    "experts are the largest logits, the lower one where equal, and different ones whatever the logits are") {
+  ModelSpec spec;
+  spec.n_experts = 4;
+  ExpertShare chosen[2];
+  float logits[] = {1, 3, 2, 3};
+  spec.n_active_experts = 1;
+  choose_experts(spec, logits, chosen);
+  CHECK(chosen[0].expert == 1);
+  CHECK(chosen[0].share == 1);
+
+  spec.n_active_experts = 2;
+  spec.router_renormalize = false;
+  float rising[] = {0, 1, 2, 3};
+  choose_experts(spec, rising, chosen);
+  CHECK(chosen[0].expert == 2);
+  CHECK(chosen[1].expert == 3);
+  CHECK(chosen[1].share == Approx(1 / (1 + std::exp(-1.0) + std::exp(-2.0) + std::exp(-3.0))));
+
+  float nothing[] = {NAN, -INFINITY, NAN, NAN};
+  choose_experts(spec, nothing, chosen);
+  CHECK(chosen[0].expert == 0);
+  CHECK(chosen[1].expert == 1);
+  CHECK(chosen[1].share == 0.25f);
 }
 
 TEST_CASE("a spec outside the caps is refused with the field's name") {

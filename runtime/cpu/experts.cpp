@@ -1,39 +1,7 @@
 // The feed-forward part of a mixture of experts: tokens are sorted by expert, and all threads work on one after another.
-#include <cmath>
-
 #include "runtime/cpu/phases.h"
 
 namespace pith::cpu {
-
-namespace {
-
-constexpr float kLowestLogit = -3e38f;
-
-}  // namespace
-
-// The n_active_experts largest logits of a token (the lower index where equal), with their shares, experts ascending.
-void CpuBackend::choose_experts(uint32_t token) {
-  float* const logits = scratch_.router + size_t{token} * spec_.n_experts;
-  Scratch::Chosen* const chosen = scratch_.slot_of + size_t{token} * spec_.n_active_experts;
-  // What is no number counts as the smallest one: experts are n_active different ones whatever a file holds, as the rows that
-  // `slots` has room for.
-  for (uint32_t e = 0; e < spec_.n_experts; ++e)
-    if (!(logits[e] > kLowestLogit)) logits[e] = kLowestLogit;
-  const float top = *std::max_element(logits, logits + spec_.n_experts);
-  float all = 0;
-  for (uint32_t e = 0; e < spec_.n_experts; ++e) all += std::exp(logits[e] - top);
-  float sum = 0;
-  for (uint32_t i = 0; i < spec_.n_active_experts; ++i) {
-    const float* const best = std::max_element(logits, logits + spec_.n_experts);
-    chosen[i] = {static_cast<uint32_t>(best - logits), std::exp(*best - top)};
-    sum += chosen[i].share;
-    logits[chosen[i].expert] = -INFINITY;
-  }
-  const float total = spec_.router_renormalize ? sum : all;
-  for (uint32_t i = 0; i < spec_.n_active_experts; ++i) chosen[i].share /= total;
-  std::sort(chosen, chosen + spec_.n_active_experts,
-            [](const auto& a, const auto& b) { return a.expert < b.expert; });
-}
 
 // slot_of to slots: the tokens of each expert, ascending.
 void CpuBackend::sort_by_expert() {
@@ -43,7 +11,7 @@ void CpuBackend::sort_by_expert() {
   for (uint32_t i = 0; i < n_chosen; ++i) ++begin[scratch_.slot_of[i].expert + 1];
   for (uint32_t e = 0; e < spec_.n_experts; ++e) begin[e + 1] += begin[e];
   for (uint32_t i = 0; i < n_chosen; ++i) {
-    const Scratch::Chosen& chosen = scratch_.slot_of[i];
+    const ExpertShare& chosen = scratch_.slot_of[i];
     scratch_.slots[begin[chosen.expert]++] = {i / spec_.n_active_experts, chosen.share};
   }
   for (uint32_t e = spec_.n_experts; e > 0; --e) begin[e] = begin[e - 1];
@@ -73,7 +41,9 @@ void CpuBackend::experts_in(uint32_t layer) {
               y[size_t{r} * in.n_lanes + t] + (w.router_bias != nullptr ? w.router_bias[first + r] : 0.0f);
     });
     pool_.barrier();
-    for (uint32_t t = tokens.begin; t < tokens.end; ++t) choose_experts(t);
+    for (uint32_t t = tokens.begin; t < tokens.end; ++t)
+      choose_experts(spec_, scratch_.router + size_t{t} * spec_.n_experts,
+                     scratch_.slot_of + size_t{t} * spec_.n_active_experts);
     pool_.barrier();
     if (thread == 0) sort_by_expert();
     pool_.barrier();

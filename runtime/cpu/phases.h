@@ -61,7 +61,6 @@ class CpuBackend final : public Backend {
   void finish_token(const LayerWeights& w, uint32_t layer, uint32_t token, uint32_t head);
   void finish_head(uint32_t thread, uint32_t layer, uint32_t head, float* sums, float* out);
   void gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in, float* hidden);
-  void choose_experts(uint32_t token);
   void sort_by_expert();
   void experts_in(uint32_t layer);
   void experts_out(uint32_t layer);

@@ -31,7 +31,7 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, 
     gathered = arena.take<float>(n * spec.dim);
     expert_begin = arena.take<uint32_t>(uint64_t{spec.n_experts} + 1);
     slots = arena.take<Slot>(n * chosen_per_token);
-    slot_of = arena.take<Chosen>(n * chosen_per_token);
+    slot_of = arena.take<ExpertShare>(n * chosen_per_token);
   }
   a = arena.take<int8_t>(lanes * weights.max_padded_cols + 64);
   const uint64_t blocks = (weights.max_padded_cols + kBlock - 1) / kBlock;

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "models/experts.h"
 #include "runtime/cpu/arena.h"
 #include "runtime/cpu/weights.h"
 
@@ -22,10 +23,6 @@ struct Scratch {
   float* hidden;  // [n, ffn_dim]; with experts [slots, ffn_dim]
   float* branch;  // [n, dim] before a post norm, and the sum of experts
   // Experts: what each token chose, and the same sorted by expert.
-  struct Chosen {
-    uint32_t expert;
-    float share;
-  };
   struct Slot {
     uint32_t token;
     float share;
@@ -34,7 +31,7 @@ struct Scratch {
   float* gathered = nullptr;         // [n, dim] the input of one expert
   uint32_t* expert_begin = nullptr;  // [n_experts + 1] into slots
   Slot* slots = nullptr;             // [n * n_active_experts]
-  Chosen* slot_of = nullptr;         // [n, n_active_experts], experts ascending
+  ExpertShare* slot_of = nullptr;    // [n, n_active_experts], experts ascending
   int8_t* a;                         // quantized input of the current matrix: Input
   int16_t* sums;
   float* scales;
