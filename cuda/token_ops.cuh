@@ -34,8 +34,7 @@ PITH_DEVICE void embed_body(const Embed& args, uint8_t*) {
   }
   const Q24Weights& w = args.q24;
   float* const x = args.x + uint64_t{token} * w.n_cols;
-  const uint32_t panel = row / q24::kPanelRows, in_panel = row % q24::kPanelRows;
-  const uint32_t word = 4 * (in_panel % 8) + in_panel / 8;
+  const uint32_t panel = row / q24::kPanelRows, word = q24::row_word(row % q24::kPanelRows);
   const uint32_t n_lines = w.padded_cols / q24::kLineCols, n_fine_lines = w.n_fine / q24::kLineCols;
   const uint32_t d_dmin = w.row_scale[uint64_t{panel} * kWarp + word];
   const float d = f16_to_f32(static_cast<uint16_t>(d_dmin)),

@@ -62,10 +62,6 @@ int32x4_t group_bytes(const uint8_t* scales, uint32_t i) {
   return vld1q_s32(bytes);
 }
 
-constexpr uint32_t kWordRow(uint32_t w) {
-  return 8 * (w % 4) + w / 4;
-}
-
 void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
   const q24::Layout& l = m.view.layout;
   float32x4_t acc_s[8], acc_m[8];
@@ -106,7 +102,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
       const uint32_t col = word[0];  // read once: the mapping may change
       if (col < l.padded_cols) sum = __builtin_fmaf(half_to_float(word[1]), in.x_hat[col], sum);
     }
-    y[kWordRow(w)] = sum;
+    y[q24::word_row(w)] = sum;
   }
 }
 
@@ -197,7 +193,7 @@ void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch
         block_row(m, panel, block, w, codes, in, lane, acc_s + w * lanes, acc_m + w * lanes);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
-    finish_word(m, panel, w, in, acc_s + w * lanes, acc_m + w * lanes, y + kWordRow(w) * lanes);
+    finish_word(m, panel, w, in, acc_s + w * lanes, acc_m + w * lanes, y + q24::word_row(w) * lanes);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
