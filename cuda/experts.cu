@@ -6,7 +6,7 @@ namespace pith::cuda {
 
 namespace {
 
-constexpr uint32_t kWarps = 8, kMaxMatvecWarps = 12;  // the latter as in matvec_q24.cu
+constexpr uint32_t kWarps = 8;
 
 __global__ void __launch_bounds__(kWarp) choose_experts(const __grid_constant__ ChooseExperts args) {
   extern __shared__ __align__(128) uint8_t shared[];

@@ -79,12 +79,15 @@ struct Output {
 struct Input {
   const float* x = nullptr;     // [n_cols]
   const float* norm = nullptr;  // [n_cols] weights of the norm, or null: x as it is
+// 168 registers a thread. With 16 warps there are 128, and on sm_100 the ring's kernels spill.
+constexpr uint32_t kMaxMatvecWarps = 12;
+
   float norm_eps = 0;
 };
 
 // How a matrix-vector product is cut up. Affects speed and the order of float additions, nothing else.
 struct MatvecShape {
-  uint32_t n_blocks, n_warps;  // at most 12 warps a block
+  uint32_t n_blocks, n_warps;  // of a block, at most kMaxMatvecWarps
   uint32_t n_stages;           // of the ring, per warp: 1 (synchronous) to 4
 };
 

@@ -5,11 +5,9 @@
 namespace pith::cuda {
 namespace {
 
-// 168 registers a thread. With 16 warps there are 128, and on sm_100 the ring's kernels spill.
-constexpr uint32_t kMaxWarps = 12;
-
 template <uint32_t kGroup, Pipeline kPipeline, bool kSynchronous>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, 1) matvec_q24(const __grid_constant__ MatvecQ24 args) {
+__global__ void __launch_bounds__(kMaxMatvecWarps* kWarp, 1)
+    matvec_q24(const __grid_constant__ MatvecQ24 args) {
   extern __shared__ __align__(128) uint8_t shared[];
   matvec_q24_body<kGroup, kPipeline, kSynchronous>(args.w, args.input, args.output, args.shape.n_stages,
                                                    shared);
@@ -39,7 +37,7 @@ uint64_t matvec_q24_shared_bytes(Pipeline pipeline, uint32_t padded_cols, const 
 
 void launch_matvec_q24(Pipeline pipeline, const MatvecQ24& args, const Launch& how) {
   const MatvecShape& s = args.shape;
-  if (s.n_warps < 1 || s.n_warps > kMaxWarps || s.n_stages < 1 || s.n_stages > 4)
+  if (s.n_warps < 1 || s.n_warps > kMaxMatvecWarps || s.n_stages < 1 || s.n_stages > 4)
     check(cudaErrorInvalidConfiguration, "matvec_q24");
   const Kernel kernel =
       args.w.group == 16 ? choose<16>(pipeline, s.n_stages == 1) : choose<32>(pipeline, s.n_stages == 1);

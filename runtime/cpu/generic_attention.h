@@ -28,7 +28,7 @@ struct Attention {
     const size_t tile = size_t{position / 16} * kv.head_dim * 16 + position % 16;
     const size_t row = size_t{position} * kv.padded_head_dim;
     if (kv.k_scale != nullptr) {
-      int8_t rounded[1024];  // head_dim's cap
+      int8_t rounded[kMaxHeadDim];
       kv.k_scale[position] = round_i8(k, kv.head_dim, rounded);
       int8_t* const k8 = reinterpret_cast<int8_t*>(kv.k) + tile;
       for (uint32_t d = 0; d < kv.head_dim; ++d) k8[size_t{d} * 16] = rounded[d];

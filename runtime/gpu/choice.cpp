@@ -45,10 +45,10 @@ Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
 }
 
 void check_supported(const ModelSpec& spec, const DeviceInfo& device) {
-  constexpr uint32_t kMaxHeadDim = 256;
-  if (spec.head_dim % 8 != 0 || spec.head_dim > kMaxHeadDim)
+  constexpr uint32_t kMaxKernelHeadDim = 256;  // launch_attention_prefill has none for longer heads
+  if (spec.head_dim % 8 != 0 || spec.head_dim > kMaxKernelHeadDim)
     throw_error(ErrorCode::kUnsupported, "cuda: head_dim of {}, expected a multiple of 8 up to {}",
-                spec.head_dim, kMaxHeadDim);
+                spec.head_dim, kMaxKernelHeadDim);
   AttentionLayer attention{};
   attention.n_heads = spec.n_heads;
   attention.n_kv_heads = spec.n_kv_heads;
