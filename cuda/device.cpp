@@ -192,7 +192,6 @@ void Uploader::upload(uint8_t* to, const uint8_t* from, size_t n_bytes) {
     sent_[turn_].record(stream_);
     at += n;
   }
-  n_bytes_ += n_bytes;
 }
 void Uploader::finish() {
   stream_.wait();

@@ -10,13 +10,12 @@
 #include <utility>
 #include <vector>
 
-struct CUstream_st;
+#include "cuda/stream_handle.h"
+
 struct CUevent_st;
 struct CUgraphExec_st;
 
 namespace pith::cuda {
-
-using StreamHandle = CUstream_st*;  // cudaStream_t
 
 struct DeviceInfo {
   int idx;
@@ -140,13 +139,11 @@ class Uploader {
   explicit Uploader(size_t half_bytes = size_t{32} << 20);
   void upload(uint8_t* to, const uint8_t* from, size_t n_bytes);
   void finish();
-  uint64_t n_bytes() const { return n_bytes_; }
 
  private:
   Stream stream_;
   PinnedBuffer halves_[2];
   Event sent_[2];
-  uint64_t n_bytes_ = 0;
   uint32_t turn_ = 0;
 };
 

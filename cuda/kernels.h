@@ -7,13 +7,10 @@
 #pragma once
 #include <cstdint>
 
+#include "cuda/stream_handle.h"
 #include "format/q24.h"
 
-struct CUstream_st;
-
 namespace pith::cuda {
-
-using StreamHandle = CUstream_st*;  // cudaStream_t
 
 struct Launch {
   StreamHandle stream = nullptr;
@@ -79,11 +76,11 @@ struct Output {
 struct Input {
   const float* x = nullptr;     // [n_cols]
   const float* norm = nullptr;  // [n_cols] weights of the norm, or null: x as it is
-// 168 registers a thread. With 16 warps there are 128, and on sm_100 the ring's kernels spill.
-constexpr uint32_t kMaxMatvecWarps = 12;
-
   float norm_eps = 0;
 };
+
+// 168 registers a thread. With 16 warps there are 128, and on sm_100 the ring's kernels spill.
+constexpr uint32_t kMaxMatvecWarps = 12;
 
 // How a matrix-vector product is cut up. Affects speed and the order of float additions, nothing else.
 struct MatvecShape {

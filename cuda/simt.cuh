@@ -30,9 +30,6 @@ struct alignas(8) U32x2 {
 struct alignas(16) U32x4 {
   uint32_t x, y, z, w;
 };
-struct alignas(16) F32x4 {
-  float x, y, z, w;
-};
 
 constexpr uint32_t kWarp = 32;
 

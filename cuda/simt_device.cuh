@@ -107,10 +107,6 @@ PITH_DEVICE void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
 PITH_DEVICE void sync_block() {
   __syncthreads();
 }
-// Barrier `id` (1..15) of the `count` threads that name it.
-PITH_DEVICE void sync_named(uint32_t id, uint32_t count) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
-}
 
 // ---- Grid: no float is ever added atomically; a ticket tells the last block of a set that the others are done. ----
 PITH_DEVICE void fence_device() {
@@ -374,12 +370,6 @@ PITH_DEVICE float divide_f32(float a, float b) {
 }
 PITH_DEVICE int32_t round_even(float x) {
   return __float2int_rn(x);
-}
-PITH_DEVICE float sin_f32(float x) {
-  return sinf(x);
-}
-PITH_DEVICE float cos_f32(float x) {
-  return cosf(x);
 }
 PITH_DEVICE float bits_to_f32(uint32_t u) {
   return __uint_as_float(u);

@@ -53,8 +53,8 @@ struct WarpState {
   alignas(16) uint8_t values[2][kWarp * kLaneBytes];  // of even and odd generations
 };
 
-struct NamedBarrier {
-  uint32_t arrived = 0, count = 0;
+struct BlockBarrier {
+  uint32_t arrived = 0;
   uint64_t generation = 0;
 };
 
@@ -82,7 +82,7 @@ struct Machine {
       async_view;  // shared memory as the asynchronous proxy sees it; 0xff (fp16 NaN): not at all
   std::vector<Thread> threads;
   std::vector<WarpState> warps;
-  NamedBarrier named[16];
+  BlockBarrier block_barrier;
   std::unordered_map<const uint64_t*, CopyBarrier> barriers;
   std::exception_ptr failure;
 };
@@ -152,7 +152,7 @@ void run_block(size_t n_shared_bytes) {
   m.async_view.assign(n_shared_bytes, 0xff);
   m.warps.assign(m.grid.n_threads / kWarp, WarpState{});
   m.barriers.clear();
-  for (NamedBarrier& b : m.named) b = NamedBarrier{};
+  m.block_barrier = {};
   for (Thread& t : m.threads) {
     t.done = false;
     t.may_go_on = nullptr;
@@ -301,13 +301,10 @@ void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   }
 }
 
-void sync_named(uint32_t id, uint32_t count) {
-  if (id >= 16 || count == 0 || count % kWarp != 0) emulation::fail("bad named barrier");
-  emulation::NamedBarrier& barrier = machine->named[id];
-  if (barrier.arrived == 0) barrier.count = count;
-  if (barrier.count != count) emulation::fail("threads disagree about the size of a barrier");
+void sync_block() {
+  emulation::BlockBarrier& barrier = machine->block_barrier;
   const uint64_t generation = barrier.generation;
-  if (++barrier.arrived == count) {
+  if (++barrier.arrived == n_threads()) {
     barrier.arrived = 0;
     ++barrier.generation;
   } else {

@@ -81,10 +81,7 @@ inline void mma_u8s8_first(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
 void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 // ---- Block and grid ----
-void sync_named(uint32_t id, uint32_t count);
-inline void sync_block() {
-  sync_named(0, n_threads());
-}
+void sync_block();
 inline void fence_device() {}
 inline uint32_t take_ticket(uint32_t* counter) {
   return (*counter)++;
@@ -223,12 +220,6 @@ inline float divide_f32(float a, float b) {
 }
 inline int32_t round_even(float x) {
   return static_cast<int32_t>(std::nearbyint(x));
-}
-inline float sin_f32(float x) {
-  return std::sin(x);
-}
-inline float cos_f32(float x) {
-  return std::cos(x);
 }
 inline float bits_to_f32(uint32_t u) {
   return std::bit_cast<float>(u);

@@ -21,7 +21,6 @@ class MappedFile {
   MappedFile& operator=(MappedFile&& other) noexcept;
 
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
-  bool is_mapped() const { return mapped_; }
 
   // Asks the system to read these bytes of a mapping from the disk while the caller does something else. Advice: it
   // cannot fail, and does nothing to a heap copy.

@@ -5,12 +5,6 @@ namespace pith {
 
 namespace {
 
-CheckpointNames olmo_names() {
-  CheckpointNames names;
-  names.attn_post_norm = "post_attention_layernorm";
-  return names;
-}
-
 ModelSpec read_olmo(Config& config, double rope_theta) {
   ModelSpec spec = read_dense_config(config, {.norm_eps = 1e-5, .rope_theta = rope_theta});
   spec.family = "olmo2";
@@ -40,10 +34,10 @@ ModelSpec read_olmo3(Config& config) {
 }  // namespace
 
 Family olmo2_family() {
-  return {"olmo2", {"Olmo2ForCausalLM"}, read_olmo2, olmo_names()};
+  return {"olmo2", {"Olmo2ForCausalLM"}, read_olmo2};
 }
 Family olmo3_family() {
-  return {"olmo3", {"Olmo3ForCausalLM"}, read_olmo3, olmo_names()};
+  return {"olmo3", {"Olmo3ForCausalLM"}, read_olmo3};
 }
 
 }  // namespace pith

@@ -98,7 +98,6 @@ void hand_out(const T& from, T* out) {
 
 void log(int level, std::string_view message) noexcept;
 
-// The checks of pith_model_verify: every tensor's checksum, then the golden vectors.
-void verify_model(const std::shared_ptr<const Model>& model);
+void log(int level, std::string_view message) noexcept;
 
 }  // namespace pith::capi

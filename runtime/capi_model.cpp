@@ -92,11 +92,6 @@ std::vector<int32_t> render_chat(const Model& model, const pith_message* message
   return encode_chat(model.tokenizer(), model.chat_template()->render(list, add_reply_start));
 }
 
-void verify_model(const std::shared_ptr<const Model>& model) {
-  for (const Tensor& tensor : model->container().tensors()) model->container().verify_tensor(tensor);
-  check_golden(model);
-}
-
 }  // namespace pith::capi
 
 using namespace pith;  // NOLINT: this file implements the library's own C names
@@ -140,7 +135,9 @@ int pith_model_get(const pith_model* model, const char* key, char* buffer, size_
 int pith_model_verify(const pith_model* model) {
   return guarded([&] {
     need(model, "model");
-    verify_model(model->model);
+    const Container& container = model->model->container();
+    for (const Tensor& tensor : container.tensors()) container.verify_tensor(tensor);
+    check_golden(model->model);
     return PITH_OK;
   });
 }

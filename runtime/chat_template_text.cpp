@@ -25,9 +25,4 @@ void TemplateText::append(const TemplateText& other, size_t begin, size_t end) {
   }
 }
 
-bool TemplateText::from_message_at(size_t at) const {
-  return std::upper_bound(runs_.begin(), runs_.end(), at, [](size_t a, const Run& r) { return a < r.end; })
-      ->from_message;
-}
-
 }  // namespace pith

@@ -37,7 +37,6 @@ class TemplateText {
     out.append(*this, begin, end);
     return out;
   }
-  bool from_message_at(size_t at) const;  // at < size()
 
   // Calls f(code point, its bytes, from_message) for each code point.
   template <typename F>

@@ -4,7 +4,6 @@
 // construction; nothing is allocated per token. The same ids give the same logits whatever the thread count and however
 // they were fed (one by one, in chunks, after a rewind): bit for bit.
 #pragma once
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -13,7 +12,6 @@
 #include <vector>
 
 #include "runtime/model.h"
-#include "runtime/sampler.h"
 
 namespace pith {
 
