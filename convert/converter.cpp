@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "convert/bits.h"
 #include "convert/conversion.h"
 #include "convert/json_file.h"
 #include "convert/resumable.h"
@@ -12,6 +13,7 @@
 #include "format/checksum.h"
 #include "format/error.h"
 #include "runtime/backend.h"
+#include "runtime/session.h"
 #include "runtime/utf8.h"
 
 namespace pith {
@@ -19,15 +21,11 @@ namespace pith {
 namespace {
 
 constexpr const char* kConverterVersion = "pith " PITH_VERSION;
-constexpr uint32_t kMaxThreads = 1024;  // as of a session
 
 void check_options(const ConvertOptions& options) {
-  const double bits = options.bits;
-  if (bits != 16 && bits != 32 && !(bits >= 2.3 && bits <= 4.5))
-    throw_error(ErrorCode::kInvalidArgument, "--bits {}: expected 16, 32 or 2.3 to 4.5", bits);
-  if (options.embed_bits != 4 && options.embed_bits != 16)
-    throw_error(ErrorCode::kInvalidArgument, "--embed-bits {}: expected 4 or 16", options.embed_bits);
-  if (options.allow_nonfinite && bits < 16)
+  check_bits(options.bits);
+  check_embed_bits(options.embed_bits);
+  if (options.allow_nonfinite && options.bits < 16)
     throw_error(ErrorCode::kInvalidArgument, "NaN and Inf weights can be kept at 16 and 32 bits only");
   if (options.n_threads > kMaxThreads)
     throw_error(ErrorCode::kInvalidArgument, "--threads {}: expected at most {}", options.n_threads,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "convert/bits.h"
 #include "convert/budget.h"
 #include "convert/resumable.h"
 #include "format/checksum.h"
@@ -199,9 +200,9 @@ void synth(const SynthOptions& options) {
   if (shape == std::end(kShapes))
     throw_error(ErrorCode::kInvalidArgument, "--shape {}: expected one of {}", options.shape,
                 fmt::join(synth_shapes(), ", "));
-  const bool is_plain = options.bits == 16 || options.bits == 32;
-  if (!is_plain && !(options.bits >= 2.3 && options.bits <= 4.5))
-    throw_error(ErrorCode::kInvalidArgument, "--bits {}: expected 16, 32 or 2.3 to 4.5", options.bits);
+  check_bits(options.bits);
+  check_embed_bits(options.embed_bits);
+  const bool is_plain = options.bits >= 16;
 
   const ModelSpec spec = make_spec(*shape);
   const std::vector<TensorPlan> plan = plan_tensors(spec);
@@ -215,9 +216,6 @@ void synth(const SynthOptions& options) {
   if (!is_plain && share_bits(layers, options.bits) > options.bits)
     throw_error(ErrorCode::kInvalidArgument, "--bits {}: the lowest that shape {} can reach is {:.3f}",
                 options.bits, options.shape, total_bits(layers));
-
-  if (options.embed_bits != 4 && options.embed_bits != 16)
-    throw_error(ErrorCode::kInvalidArgument, "--embed-bits {}, expected 4 or 16", options.embed_bits);
 
   Metadata metadata;
   store_spec(spec, metadata);

@@ -99,9 +99,9 @@ bool set_session_option(SessionOptions& options, std::string_view key, std::stri
   if (key == "ctx") {
     options.n_ctx = static_cast<uint32_t>(parse_count(key, value, UINT32_MAX));
   } else if (key == "threads") {
-    options.n_threads = static_cast<uint32_t>(parse_count(key, value, 1024));
+    options.n_threads = static_cast<uint32_t>(parse_count(key, value, kMaxThreads));
   } else if (key == "prefill_chunk") {
-    options.prefill_chunk = static_cast<uint32_t>(parse_count(key, value, 1024));
+    options.prefill_chunk = static_cast<uint32_t>(parse_count(key, value, kMaxPrefillChunk));
   } else if (key == "kv") {
     options.kv = one_of({"f16", "i8"}, "f16, i8") == "f16" ? KvType::kF16 : KvType::kI8;
   } else if (key == "kernels") {

@@ -15,8 +15,6 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kDefaultContext = 4096;
-constexpr uint32_t kMaxThreads = 1024;
-constexpr uint32_t kMaxChunk = 1024;
 
 }  // namespace
 
@@ -30,9 +28,9 @@ SessionOptions resolve_options(const Model& model, SessionOptions options) {
     throw_error(ErrorCode::kInvalidArgument, "{} threads, expected at most {}", options.n_threads,
                 kMaxThreads);
   if (options.n_threads == 0) options.n_threads = std::min(ThreadPool::n_physical_cores(), kMaxThreads);
-  if (options.prefill_chunk < 1 || options.prefill_chunk > kMaxChunk)
+  if (options.prefill_chunk < 1 || options.prefill_chunk > kMaxPrefillChunk)
     throw_error(ErrorCode::kInvalidArgument, "prefill_chunk of {} tokens, expected 1 to {}",
-                options.prefill_chunk, kMaxChunk);
+                options.prefill_chunk, kMaxPrefillChunk);
   options.prefill_chunk = std::min(options.prefill_chunk, options.n_ctx);
   if (options.kv != KvType::kF16 && options.kv != KvType::kI8)
     throw_error(ErrorCode::kInvalidArgument, "cache type {}, expected 1 or 2", static_cast<int>(options.kv));

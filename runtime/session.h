@@ -17,14 +17,16 @@ namespace pith {
 
 enum class KvType : uint8_t { kF16 = 1, kI8 = 2 };
 
+constexpr uint32_t kMaxThreads = 1024, kMaxPrefillChunk = 1024;
+
 // SessionOptions::gpu_layers beside a count.
 constexpr int32_t kGpuLayersAll = -1, kGpuLayersAuto = -2, kGpuLayersDefault = -3;
 
 struct SessionOptions {
   uint32_t n_ctx = 0;      // tokens; 0 = the model's, at most 4096. More than the model's maximum is an error
-  uint32_t n_threads = 0;  // 0 = physical cores
+  uint32_t n_threads = 0;  // at most kMaxThreads; 0 = physical cores
   KvType kv = KvType::kF16;
-  uint32_t prefill_chunk = 256;  // tokens per batched pass, 1..1024
+  uint32_t prefill_chunk = 256;  // tokens per batched pass, 1 .. kMaxPrefillChunk
   std::string device = "auto";   // "cpu", "cuda", "cuda:N"
   // The model's last layers on the GPU, the others on the CPU: a count, all, or as many as fit. Default: all with device "cuda", as many
   // as fit with "auto".

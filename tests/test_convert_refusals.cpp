@@ -155,7 +155,7 @@ TEST_CASE("weights that no scale could hold are refused below 16 bits") {
 TEST_CASE("options outside their range are refused") {
   TinyCheckpoint checkpoint(256, 256, 1);
   for (const double bits : {0.0, 2.29, 4.51, 8.0, -1.0, 1e300, static_cast<double>(NAN)})
-    CHECK_THAT(failure(checkpoint, bits), Contains("expected 16, 32 or 2.3 to 4.5"));
+    CHECK_THAT(failure(checkpoint, bits), Contains("expected 2.3 to 4.5, 16 or 32"));
   ConvertOptions options = options_for(checkpoint, 3);
   options.embed_bits = 8;
   CHECK_THAT(failure(checkpoint, options), Contains("--embed-bits 8: expected 4 or 16"));

@@ -2,6 +2,7 @@
 #include <csignal>
 #include <memory>
 
+#include "convert/bits.h"
 #include "convert/converter.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/terminal.h"

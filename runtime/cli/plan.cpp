@@ -2,6 +2,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "convert/bits.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/handles.h"
 #include "runtime/cli/terminal.h"

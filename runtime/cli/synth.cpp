@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "convert/bits.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/terminal.h"
 
