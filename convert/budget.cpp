@@ -13,7 +13,7 @@ uint64_t size_of(const q24::Shape& shape) {
 
 // Columns of padding at the end count as 4-bit columns first: they are paid, but serve nothing.
 uint32_t n_pads(const LayerBudget& layer) {
-  return (q24::kColAlign - layer.n_cols % q24::kColAlign) % q24::kColAlign;
+  return q24::padded_cols(layer.n_cols) - layer.n_cols;
 }
 
 // Shapes with about `fraction` of the real columns at 4 bits, weighted.

@@ -8,6 +8,8 @@
 
 namespace pith {
 
+constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
+
 struct LayerBudget {
   uint32_t n_rows, n_cols;
   double fine_weight = 1;    // how large its share of 4-bit columns is beside the others'

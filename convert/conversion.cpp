@@ -22,7 +22,6 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kCalibrationWindow = 256;
-constexpr double kOutlierShare = 0.004;  // of the weights, where the target leaves room
 constexpr uint32_t kMinOutlierCols = 1024;
 constexpr uint32_t kNarrowCols = 256;  // below this a target that cannot be reached is a note, not an error
 // No weight of a model that runs is near it; d and col_scale, fp16 both, could not hold much more.
@@ -179,7 +178,7 @@ void Conversion::measure() {
   const std::vector<Step> steps = layer_steps(source_.spec);
   std::vector<const TensorPlan*> matrices;  // of a layer so far
   uint64_t n_done = 0;
-  const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
+  const std::string head_name = head_tensor(source_.spec);
   for (const TensorPlan& plan : source_.plan) {
     progress("measure", plan.name, n_done);
     n_done += uint64_t{plan.n_rows} * plan.n_cols;
@@ -265,8 +264,7 @@ bool Conversion::take_noted_budget() {
 q24::Shape Conversion::shape_of(const TensorPlan& plan) const {
   if (const auto shape = shapes_.find(plan.name); shape != shapes_.end()) return shape->second;
   // Embedding and head: 4 bits throughout.
-  return {plan.n_rows, plan.n_cols, 16, (plan.n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign,
-          0};
+  return {plan.n_rows, plan.n_cols, 16, q24::padded_cols(plan.n_cols), 0};
 }
 
 QuantizeOptions Conversion::quantize_options(const TensorPlan& plan) const {
@@ -291,7 +289,7 @@ QuantizeResult Conversion::quantize_matrix(const TensorPlan& plan, std::vector<f
   if (is_step) {
     const Timed timed(report_, "statistics");
     hessian = calibration_->hessian(step);
-  } else if (head_hessian_ && plan.name == (source_.spec.tied_embeddings ? "embed" : "head")) {
+  } else if (head_hessian_ && plan.name == head_tensor(source_.spec)) {
     hessian = *head_hessian_;
     const float plain = static_cast<float>(kHeadIdentity * hessian.mean_diagonal());
     for (size_t c = 0; c < plan.n_cols; ++c) hessian.values[c * plan.n_cols + c] += plain;
@@ -384,7 +382,7 @@ void Conversion::run(Metadata& metadata) {
       is_calibrated && figures_of(options_.effort).is_measured &&
       ((options_.levers.budget == Budget::kMeasured && source_.spec.n_experts == 0) || options_.levers.head);
   // The head's statistics are measured too: an interrupted run that has no head yet measures again.
-  const bool has_head = writer_.has(source_.spec.tied_embeddings ? "embed" : "head");
+  const bool has_head = writer_.has(head_tensor(source_.spec));
   if (!has_head || !take_noted_budget()) {
     if (is_measured) measure();
     plan_budget();

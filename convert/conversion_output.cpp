@@ -123,13 +123,13 @@ void Conversion::check(Metadata& metadata) {
     const std::shared_ptr<const Model> model = Model::open(part_path);
     store_golden_text(metadata, model->tokenizer(), model->chat_template());
     if (!options_.allow_nonfinite) store_golden_logits(metadata, model);
-    const char* const head = source_.spec.tied_embeddings ? "embed" : "head";
+    const char* const head = head_tensor(source_.spec);
     if (calibration_) store_held_out(metadata, decode(model->container().get(head), n_threads_));
   });
 }
 
 void Conversion::store_held_out(Metadata& metadata, const std::vector<float>& quantized_head) {
-  const std::string head_name = source_.spec.tied_embeddings ? "embed" : "head";
+  const std::string head_name = head_tensor(source_.spec);
   std::vector<float> norm, head;
   for (const TensorPlan& plan : source_.plan) {
     if (plan.name == "norm") norm = source_.read(plan);

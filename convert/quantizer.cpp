@@ -95,8 +95,7 @@ std::vector<float> unpacked_scales(const std::vector<uint16_t>& col_scale) {
 
 Arrangement arrange(std::span<const float> weights, uint32_t n_rows, std::vector<uint32_t> columns,
                     Metric metric, const QuantizeOptions& options) {
-  const uint32_t n_cols = metric.n_cols(),
-                 padded_cols = (n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+  const uint32_t n_cols = metric.n_cols(), padded_cols = q24::padded_cols(n_cols);
   Arrangement arrangement{std::move(columns), {}, std::move(metric)};
   arrangement.col_scale = column_scales(weights, n_rows, n_cols, arrangement.columns, padded_cols);
   arrangement.metric.arrange(arrangement.columns, unpacked_scales(arrangement.col_scale), padded_cols,

@@ -85,7 +85,7 @@ std::vector<uint32_t> order_columns(std::span<const float> weights, uint32_t n_r
     units.back().score = std::numeric_limits<double>::infinity();
 
   // Pads fill the end of the 4-bit part: only what is left of n_fine is for real columns.
-  const uint32_t padded_cols = (n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+  const uint32_t padded_cols = q24::padded_cols(n_cols);
   const uint32_t n_pads = padded_cols - n_cols;
   const uint32_t n_fine = options.n_fine > n_pads ? options.n_fine - n_pads : 0;
   std::vector<uint32_t> by_score(units.size());

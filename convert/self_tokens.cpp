@@ -50,7 +50,7 @@ class Texts {
       if (find_step(plan.name, layer, step)) matrices_[layer].push_back(&plan);
       if (plan.name == "norm") norm_ = source.read(plan);
       if (plan.role == TensorRole::kEmbedding) embedding_ = &plan;
-      if (plan.name == (source.spec.tied_embeddings ? "embed" : "head")) head_ = &plan;
+      if (plan.name == head_tensor(source.spec)) head_ = &plan;
     }
     for (uint32_t i = 0; i < source.spec.n_layers; ++i) vectors_.push_back(source.layer_vectors(i));
     stream_.residual.resize(size_t{n_texts} * source.spec.dim);

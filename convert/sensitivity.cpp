@@ -67,7 +67,7 @@ Hessian second_moments(const std::vector<float>& x, uint32_t n, const Products& 
 }  // namespace
 
 std::vector<Candidate> LossCurve::candidates(bool with_fine) const {
-  const uint32_t padded_cols = (n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+  const uint32_t padded_cols = q24::padded_cols(n_cols);
   std::vector<Candidate> all;
   for (const Family& family : families)
     for (uint32_t n_fine = 0; n_fine <= padded_cols; n_fine += family.group) {
@@ -159,7 +159,7 @@ LossCurve SensitivityRun::measure(const std::vector<float>& weights, uint32_t n_
   curve.n_cols = n_cols;
   const std::vector<float> w = sample(weights, n_cols, kSampleRows);
   const uint32_t n_rows = static_cast<uint32_t>(w.size() / n_cols);
-  const uint32_t padded_cols = (n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+  const uint32_t padded_cols = q24::padded_cols(n_cols);
   QuantizeOptions options = options_.quantize;
   options.descent_rounds = 0;
   // From fewer tokens than this the compensation would fit the noise of the sample, and look too good. Then a square of

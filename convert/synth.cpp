@@ -37,8 +37,6 @@ constexpr Shape kShapes[] = {
     {"demo", 8192, 256, 768, 8, 8, 4, 512, 1e4f, true},
 };
 
-constexpr double kOutlierShare = 0.004;
-
 // xorshift64*: a few bytes a cycle, which is what "written fast" needs.
 class Random {
  public:
@@ -238,7 +236,7 @@ void synth(const SynthOptions& options) {
       if (is_linear) {
         q24_shape = (layer++)->shape;
       } else {
-        q24_shape.n_fine = (tensor.n_cols + q24::kColAlign - 1) / q24::kColAlign * q24::kColAlign;
+        q24_shape.n_fine = q24::padded_cols(tensor.n_cols);
       }
       if (writer.has(tensor.name)) continue;
       random = Random(options.seed + n_done);  // a tensor's bytes do not hang on those before it

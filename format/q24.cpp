@@ -57,7 +57,7 @@ Layout make_layout(const Shape& s) {
 
   Layout l{};
   l.shape = s;
-  l.padded_cols = static_cast<uint32_t>(checked_round_up(s.n_cols, kColAlign));
+  l.padded_cols = padded_cols(s.n_cols);
   if (s.n_fine % s.group != 0 || s.n_fine > l.padded_cols)
     refuse("n_fine", s.n_fine, fmt::format("a multiple of {} up to {}", s.group, l.padded_cols));
   if (s.n_slots > l.padded_cols - s.n_fine)

@@ -60,6 +60,11 @@ constexpr uint32_t row_word(uint32_t r) {
   return 4 * (r % 8) + r / 8;
 }
 
+// Columns with their pads.
+constexpr uint32_t padded_cols(uint32_t n_cols) {
+  return (n_cols + kColAlign - 1) / kColAlign * kColAlign;
+}
+
 // What distinguishes one Q24 tensor from another. Checked by make_layout.
 struct Shape {
   uint32_t n_rows = 0;

@@ -124,6 +124,10 @@ struct TensorPlan {
   float add = 0;  // added to every element (Gemma stores norms as w - 1)
 };
 
+// The tensor that makes logits: the embedding where it is tied.
+inline const char* head_tensor(const ModelSpec& spec) {
+  return spec.tied_embeddings ? "embed" : "head";
+}
 int32_t tensor_layer(const std::string& name);               // 7 of "layers.7.attn_qkv", -1: none
 std::string layer_tensor(uint32_t layer, const char* part);  // "layers.7.attn_qkv"
 std::string expert_tensor(uint32_t layer, uint32_t expert, const char* part);  // "layers.7.experts.3.down"

@@ -36,7 +36,7 @@ class NaiveModel {
     }
     std::vector<Row> logits;
     for (const Row& row : x) {
-      Row out = times(spec_.tied_embeddings ? "embed" : "head", norm(row, "norm"));
+      Row out = times(head_tensor(spec_), norm(row, "norm"));
       for (double& v : out) v = capped(v * double{spec_.logit_scale}, spec_.logit_softcap);
       logits.push_back(out);
     }
