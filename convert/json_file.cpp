@@ -1,16 +1,15 @@
 // Two passes: events first (depth, duplicate keys), then the tree.
 #include "convert/json_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <set>
 #include <vector>
 
 #include "format/error.h"
+#include "format/io.h"
 
 namespace pith {
 
@@ -67,20 +66,13 @@ class LimitHandler : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace
 
 std::string read_text_file(const std::string& path, uint64_t max_bytes) {
-  struct stat status;
-  if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode))  // its size is asked for below
-    throw_error(ErrorCode::kIo, "{}: {}, expected a file", path,
-                S_ISDIR(status.st_mode) ? "a folder" : "not a regular file");
-  std::ifstream stream(path, std::ios::binary | std::ios::ate);
-  if (!stream) throw_error(ErrorCode::kIo, "{}: cannot open: {}", path, std::strerror(errno));
-  const std::streamoff size = stream.tellg();
-  if (size < 0) throw_error(ErrorCode::kIo, "{}: cannot tell its size", path);
-  if (static_cast<uint64_t>(size) > max_bytes)
+  const File file(Io::system(), path, O_RDONLY | O_CLOEXEC);
+  const uint64_t size = file.size_bytes();
+  if (size > max_bytes)
     throw_error(ErrorCode::kFormat, "{}: {} bytes, the limit is {}", path, size, max_bytes);
   std::string text(static_cast<size_t>(size), '\0');
-  stream.seekg(0);
-  if (!stream.read(text.data(), size))
-    throw_error(ErrorCode::kIo, "{}: cannot read: {}", path, std::strerror(errno));
+  if (file.read_at(0, text.data(), text.size()) < text.size())
+    throw_error(ErrorCode::kIo, "{}: shrank while being read", path);
   return text;
 }
 

@@ -9,7 +9,7 @@ namespace pith {
 constexpr uint64_t kMaxJsonBytes = 64 << 20;
 constexpr int kMaxJsonDepth = 64;
 
-// Throws Error(kIo) when the file cannot be read or is larger than max_bytes.
+// Throws Error(kIo) when the file cannot be read or is no regular file, Error(kFormat) when it is larger than max_bytes.
 std::string read_text_file(const std::string& path, uint64_t max_bytes = kMaxJsonBytes);
 bool file_exists(const std::string& path);
 

@@ -4,7 +4,6 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -175,12 +174,8 @@ SafetensorsHeader parse_safetensors_header(std::span<const char> json, uint64_t 
 SafetensorsFile SafetensorsFile::open(const std::string& path) {
   SafetensorsFile file;
   file.path_ = path;
-  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe is refused, not waited for
-  if (file.fd_ < 0) throw_error(ErrorCode::kIo, "{}: cannot open: {}", path, std::strerror(errno));
-  struct stat status;
-  if (fstat(file.fd_, &status) != 0) throw_error(ErrorCode::kIo, "{}: {}", path, std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) throw_error(ErrorCode::kIo, "{}: not a regular file", path);
-  const uint64_t file_size = static_cast<uint64_t>(status.st_size);
+  file.file_ = File(Io::system(), path, O_RDONLY | O_CLOEXEC);
+  const uint64_t file_size = file.file_.size_bytes();
   if (file_size < 8) throw_error(ErrorCode::kFormat, "{}: {} bytes, too short for a header", path, file_size);
   uint8_t length_bytes[8];
   file.read(0, length_bytes);
@@ -197,32 +192,17 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   file.header_ = parse_safetensors_header(json, file_size, path);
   Checksum64 identity(file_size);
   identity.update({reinterpret_cast<const uint8_t*>(json.data()), json.size()});
+  struct stat status;
+  if (fstat(file.file_.fd(), &status) != 0) throw_io(path, "read the time of change", errno);
   identity.update({reinterpret_cast<const uint8_t*>(&status.st_mtim), sizeof status.st_mtim});
   file.identity_ = identity.value();
   return file;
 }
 
-SafetensorsFile::~SafetensorsFile() {
-  if (fd_ >= 0) close(fd_);
-}
-
-SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
-    : path_(std::move(other.path_)),
-      fd_(std::exchange(other.fd_, -1)),
-      header_(std::move(other.header_)),
-      identity_(other.identity_) {}
-
 void SafetensorsFile::read(uint64_t offset, std::span<uint8_t> out) const {
-  size_t done = 0;
-  while (done < out.size()) {
-    const ssize_t n = pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0)
-      throw_error(ErrorCode::kIo, "{}: read at byte {}: {}", path_, offset + done, std::strerror(errno));
-    if (n == 0)
-      throw_error(ErrorCode::kIo, "{}: ends at byte {}, it shrank while being read", path_, offset + done);
-    done += static_cast<size_t>(n);
-  }
+  const size_t n = file_.read_at(offset, out.data(), out.size());
+  if (n < out.size())
+    throw_error(ErrorCode::kIo, "{}: ends at byte {}, it shrank while being read", path_, offset + n);
 }
 
 }  // namespace pith

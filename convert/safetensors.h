@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "format/io.h"
+
 namespace pith {
 
 struct SafetensorsEntry {
@@ -38,9 +40,6 @@ SafetensorsHeader parse_safetensors_header(std::span<const char> json, uint64_t 
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path);
-  ~SafetensorsFile();
-  SafetensorsFile(SafetensorsFile&& other) noexcept;
-  SafetensorsFile& operator=(SafetensorsFile&&) = delete;
 
   const std::string& path() const { return path_; }
   const SafetensorsHeader& header() const { return header_; }
@@ -52,7 +51,7 @@ class SafetensorsFile {
  private:
   SafetensorsFile() = default;
   std::string path_;
-  int fd_ = -1;
+  File file_;
   SafetensorsHeader header_;
   uint64_t identity_ = 0;
 };

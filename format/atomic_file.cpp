@@ -49,4 +49,10 @@ void AtomicFile::commit() {
   sync_folder_of(io_, path_);
 }
 
+void write_atomically(const std::string& path, std::string_view content, mode_t mode) {
+  AtomicFile out(path, mode);
+  out.file().write_at(0, content.data(), content.size());
+  out.commit();
+}
+
 }  // namespace pith

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <string>
+#include <string_view>
 
 #include "format/io.h"
 
@@ -35,5 +36,8 @@ class AtomicFile {
   File part_;
   bool done_ = false;
 };
+
+// The same for content that is there as a whole.
+void write_atomically(const std::string& path, std::string_view content, mode_t mode = 0666);
 
 }  // namespace pith

@@ -127,7 +127,7 @@ TEST_CASE("a file whose header length is out of bounds is refused") {
   CHECK_THROWS_WITH(opening(std::string("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10)),
                     Contains("the limit is 100000000"));
   CHECK_THROWS_WITH(opening(std::string("\x03\0\0\0\0\0\0\0{}", 10)), Contains("truncated?"));
-  CHECK_THROWS_WITH(SafetensorsFile::open(dir.path), Contains("not a regular file"));
+  CHECK_THROWS_WITH(SafetensorsFile::open(dir.path), Contains("a folder, expected a file"));
   REQUIRE(mkfifo((dir.path / "pipe").c_str(), 0600) == 0);
   CHECK_THROWS_WITH(SafetensorsFile::open(dir.path / "pipe"), Contains("not a regular file"));
   CHECK_THROWS_WITH(SafetensorsFile::open(dir.path / "none"), Contains("cannot open"));

@@ -30,11 +30,7 @@ std::string text_of(const nlohmann::json& object, const char* key, const std::st
   return text;
 }
 
-void write_private(const std::string& path, const std::string& text) {
-  AtomicFile out(path, 0600);
-  out.file().write_at(0, text.data(), text.size());
-  out.commit();
-}
+constexpr mode_t kPrivate = 0600;
 
 }  // namespace
 
@@ -118,7 +114,7 @@ void Conversation::save(const std::string& path) const {
   out["turns"] = nlohmann::ordered_json::array();
   for (const Turn& turn : turns_)
     out["turns"].push_back({{"user", turn.user}, {"assistant", turn.assistant}});
-  write_private(path, out.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  write_atomically(path, out.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n", kPrivate);
 }
 
 bool Conversation::load(const std::string& path) {

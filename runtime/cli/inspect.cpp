@@ -99,13 +99,6 @@ std::string to_lines(const Container& container, bool with_tensors) {
   return out;
 }
 
-// The page is there as a whole or not at all.
-void write_page(const std::string& path, const std::string& page) {
-  AtomicFile out(path);
-  out.file().write_at(0, page.data(), page.size());
-  out.commit();
-}
-
 }  // namespace
 
 Totals count(const Container& container) {
@@ -179,7 +172,7 @@ void add_inspect(CLI::App& root, Action& action) {
     action = [options] {
       const Container container = Container::open(options->file);
       if (!options->html.empty()) {
-        write_page(options->html, inspect_html(container, options->ablation));
+        write_atomically(options->html, inspect_html(container, options->ablation));
         return kOk;
       }
       write_output(options->json ? to_json(container) : to_lines(container, options->tensors));
