@@ -33,9 +33,6 @@ bool is_name_start(char c) {
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
 }
-bool is_blank(char32_t c) {
-  return is_white_space(c) || (c >= 0x1c && c <= 0x1f);
-}  // str.isspace()
 
 class Lexer {
  public:
@@ -94,10 +91,9 @@ class Lexer {
 std::string without_blanks_at_end(std::string_view text) {
   size_t end = text.size();
   while (end > 0) {
-    size_t begin = end - 1;
-    while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xc0) == 0x80) --begin;
-    if (!is_blank(code_point_at(text, begin).value)) break;
-    end = begin;
+    const CodePoint point = code_point_before(text, end);
+    if (!is_blank(point.value)) break;
+    end -= point.n_bytes;
   }
   return std::string(text.substr(0, end));
 }

@@ -9,10 +9,6 @@ namespace {
 
 using Text = TemplateText;
 
-bool is_blank(char32_t c) {
-  return is_white_space(c) || (c >= 0x1c && c <= 0x1f);
-}  // str.isspace()
-
 void check_length(const Text& text) {
   if (text.size() > TemplateHeap::kMaxTextBytes)
     fault("text longer than {} bytes", TemplateHeap::kMaxTextBytes);
@@ -70,10 +66,9 @@ Text strip(TemplateHeap& heap, const Text& text, const std::string* chars, bool 
     begin += point.n_bytes;
   }
   while (right && end > begin) {
-    size_t last = end - 1;
-    while (last > begin && end - last < 4 && (static_cast<unsigned char>(bytes[last]) & 0xc0) == 0x80) --last;
-    if (!strips(code_point_at(bytes, last).value)) break;
-    end = last;
+    const CodePoint point = code_point_before(bytes, end);
+    if (!strips(point.value)) break;
+    end -= point.n_bytes;
   }
   return text.slice(begin, end);
 }

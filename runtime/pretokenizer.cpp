@@ -55,10 +55,9 @@ std::string strip_white_space(std::string_view text, bool left, bool right) {
     begin += point.n_bytes;
   }
   while (right && end > begin) {
-    size_t last = end - 1;
-    while (last > begin && (static_cast<unsigned char>(text[last]) & 0xc0) == 0x80) --last;
-    if (!is_white_space(code_point_at(text, last).value)) break;
-    end = last;
+    const CodePoint point = code_point_before(text, end);
+    if (!is_white_space(point.value)) break;
+    end -= point.n_bytes;
   }
   return std::string(text.substr(begin, end - begin));
 }

@@ -7,17 +7,6 @@
 #include "runtime/utf8.h"
 
 namespace pith {
-namespace {
-
-// The code point that ends at `end`, end > 0.
-CodePoint code_point_before(std::string_view text, size_t end) {
-  size_t begin = end - 1;
-  while (begin > 0 && end - begin < 4 && (static_cast<unsigned char>(text[begin]) & 0xc0) == 0x80) --begin;
-  const CodePoint point = code_point_at(text, begin);
-  return begin + point.n_bytes == end ? point : CodePoint{0xfffd, 1, false};
-}
-
-}  // namespace
 
 std::vector<AddedToken> read_added_tokens(const Metadata& metadata, uint32_t vocab_size) {
   const auto& ids = metadata.get<std::vector<uint32_t>>("tokenizer.added_ids");

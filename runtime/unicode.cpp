@@ -102,6 +102,10 @@ bool is_white_space(char32_t c) {
          c == 0x3000;
 }
 
+bool is_blank(char32_t c) {
+  return is_white_space(c) || (c >= 0x1c && c <= 0x1f);
+}
+
 bool is_number(char32_t c) {
   const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
   return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL ||

@@ -17,6 +17,7 @@ std::string without_accents(std::string_view text);  // drops marks (M*)
 size_t grapheme_end(std::string_view text, size_t at);
 
 bool is_white_space(char32_t c);  // the White_Space property
+bool is_blank(char32_t c);        // as Python's str.isspace(): that and the separators 0x1c .. 0x1f
 bool is_number(char32_t c);       // Nd, Nl, No
 bool is_punctuation(char32_t c);  // ASCII punctuation or P*
 bool is_word(char32_t c);         // Alphabetic, M, Nd, Pc, Join_Control, as Rust's \w

@@ -39,6 +39,14 @@ inline CodePoint code_point_at(std::string_view text, size_t at) {
   return {value, n, true};
 }
 
+// The code point that ends at `end`, end > 0; where none does, the last byte as an invalid one.
+inline CodePoint code_point_before(std::string_view text, size_t end) {
+  size_t begin = end - 1;
+  while (begin > 0 && end - begin < 4 && (static_cast<uint8_t>(text[begin]) & 0xc0) == 0x80) --begin;
+  const CodePoint point = code_point_at(text, begin);
+  return begin + point.n_bytes == end ? point : CodePoint{0xfffd, 1, false};
+}
+
 // value is a code point, not a surrogate.
 inline void append_utf8(std::string& out, char32_t value) {
   const auto put = [&](char32_t v) { out.push_back(static_cast<char>(v)); };
