@@ -1,7 +1,7 @@
 // Byte-pair encoding of one word: vocabulary, merge table and the merge loop. n log n in the word's length.
 //
-// open() checks everything: ids in range, merges join existing tokens to the one that their texts make.
-// Immutable after open; any thread may encode with its own Scratch.
+// Constructors check everything and throw Error(kFormat): ids in range, merges join existing tokens to the one that their texts
+// make. Immutable after construction; any thread may encode with its own Scratch.
 #pragma once
 #include <cstdint>
 #include <string>

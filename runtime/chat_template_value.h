@@ -109,7 +109,7 @@ class TemplateHeap {
   static constexpr size_t kMaxTextBytes = 16 << 20;  // of one text, with its marks
   static constexpr size_t kMaxAllTextBytes = 256 << 20;
 
-  // Throws Error(kInvalidArgument) when the steps are used up.
+  // Throws TemplateFault when the steps are used up, as charge_text() does.
   void charge(uint64_t n_steps);
   // For a text of n memory_bytes() about to be made: 1 step a KiB, at most kMaxTextBytes, and kMaxAllTextBytes in one rendering.
   void charge_text(uint64_t n_bytes);

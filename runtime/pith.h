@@ -137,8 +137,8 @@ typedef struct {
   uint32_t n_layers;     /* all of the model's; those that are not on the GPU are on the CPU */
 } pith_memory_plan;
 
-/* The memory that a session with these options (those of pith_session_open) would take. Only the file's header and
- * metadata are read. */
+/* The memory that a session with these options (those of pith_session_open) would take. The file is opened as
+ * pith_model_open() does, but no weights are read. */
 PITH_API int pith_plan(const char* path, const char* const* options, pith_memory_plan* plan);
 
 /* ---- Session -------------------------------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
-// Cuts normalized text into the words that BPE works on, and the normalizer that comes before: both are lists of ops
-// that a tokenizer.json declares, run in order (convert/tokenizer_import.cpp writes the lists).
+// Cuts normalized text into the words that BPE and Unigram work on, and the normalizer that comes before: both are lists of
+// ops, run in order, that the converter writes from what a tokenizer's files declare (convert/tokenizer_import*.cpp).
 //
 // Normalizer ops: "prepend" S | "replace" FROM TO | "replace_pattern" REGEX TO | "nfc" | "nfd" | "nfkc" | "nfkd" |
 //   "lowercase" | "strip" "0|1" "0|1" (left, right) | "strip_accents" | "charsmap" BASE64

@@ -22,12 +22,12 @@
 //   tokenizer.ignore_merges   bool    a word that is a token needs no merges
 //   tokenizer.scores          f32[]   kind unigram: of token i; then merges are empty, and unknown code points are one token
 //   tokenizer.unk_id          u64     absent when there is none
-//   tokenizer.normalizer      string[] ops in order, each followed by its arguments (see NormalizerOps)
-//   tokenizer.pretokenizer    string[] likewise (see PreTokenizer)
+//   tokenizer.normalizer      string[] ops in order, each followed by its arguments (see pretokenizer.h)
+//   tokenizer.pretokenizer    string[] likewise
 //   tokenizer.space           string  the text that stands for a space in tokens, "" or "▁"
 //   tokenizer.decode_strip    u64     spaces that decode() removes at the start
 //
-// Also for chat (read by chat_render.h):
+// Also for chat (read by model.cpp):
 //   chat.template             string  Jinja source
 //   chat.bos, chat.eos        string  texts of bos_token and eos_token for it
 // and generation.temperature, .top_p, .min_p, .repetition_penalty (double), generation.top_k (u64).
