@@ -15,6 +15,47 @@ constexpr uint32_t kMaxHeads = 1024;
 constexpr uint32_t kMaxContext = 1u << 24;
 constexpr size_t kMaxRopes = 8;
 constexpr uint32_t kMaxExperts = 1024;
+constexpr float kMinScale = 1e-6f, kMaxScale = 1e6f;
+
+// Every field that is one value, in the order of the file: its key after "model.", the member, its range. with: a key without
+// which the field keeps its default, as files of before it lack both; "" = none.
+template <typename Spec, typename Visit>
+void for_each_field(Spec& spec, Visit&& visit) {
+  visit("vocab_size", spec.vocab_size, 1, kMaxVocab);
+  visit("dim", spec.dim, 1, q24::kMaxCols);
+  visit("ffn_dim", spec.ffn_dim, 1, q24::kMaxCols);
+  visit("n_layers", spec.n_layers, 1, kMaxLayers);
+  visit("n_heads", spec.n_heads, 1, kMaxHeads);
+  visit("n_kv_heads", spec.n_kv_heads, 1, spec.n_heads);
+  visit("head_dim", spec.head_dim, 2, kMaxHeadDim);
+  visit("max_context", spec.max_context, 1, kMaxContext);
+  visit("activation", spec.activation);
+  visit("tied_embeddings", spec.tied_embeddings);
+  visit("qkv_bias", spec.qkv_bias);
+  visit("attn_out_bias", spec.attn_out_bias);
+  visit("mlp_bias", spec.mlp_bias);
+  visit("qk_norm", spec.qk_norm);
+  visit("qk_norm_whole", spec.qk_norm_whole, "model.qk_norm_whole");
+  visit("pre_norms", spec.pre_norms, "model.pre_norms");
+  visit("attn_sinks", spec.attn_sinks, "model.attn_sinks");
+  visit("n_experts", spec.n_experts, 0, kMaxExperts, "model.n_experts");
+  visit("n_active_experts", spec.n_active_experts, spec.n_experts == 0 ? 0 : 1, spec.n_experts,
+        "model.n_experts");
+  visit("router_renormalize", spec.router_renormalize, "model.n_experts");
+  visit("router_bias", spec.router_bias, "model.n_experts");
+  visit("post_norms", spec.post_norms);
+  visit("norm_eps", spec.norm_eps, 0, 1);
+  visit("attn_scale", spec.attn_scale, kMinScale, kMaxScale);
+  visit("embedding_scale", spec.embedding_scale, kMinScale, kMaxScale);
+  visit("residual_scale", spec.residual_scale, kMinScale, kMaxScale);
+  visit("logit_scale", spec.logit_scale, kMinScale, kMaxScale);
+  visit("attn_softcap", spec.attn_softcap, 0, kMaxScale);
+  visit("logit_softcap", spec.logit_softcap, 0, kMaxScale);
+}
+
+std::string model_key(const char* field) {
+  return fmt::format("model.{}", field);
+}
 
 struct Checker {
   const std::string& where;
@@ -29,6 +70,18 @@ struct Checker {
       throw_error(ErrorCode::kFormat, "{}: model.{} is {}, expected {} to {}", where, field, value, low,
                   high);
   }
+
+  // Of for_each_field.
+  void operator()(const char* field, uint32_t value, uint64_t low, uint64_t high, const char* = "") const {
+    range(field, value, low, high);
+  }
+  void operator()(const char* field, float value, float low, float high) const {
+    real(field, value, low, high);
+  }
+  void operator()(const char* field, Activation value) const {
+    range(field, static_cast<uint64_t>(value), 1, 3);
+  }
+  void operator()(const char*, bool, const char* = "") const {}
 };
 
 // A u64 of the file that must fit 32 bits; its meaning is checked by check_spec.
@@ -43,6 +96,43 @@ float load_real(const Metadata& metadata, const std::string& key) {
   return static_cast<float>(metadata.get<double>(key));
 }
 
+struct Storer {
+  Metadata& metadata;
+
+  void operator()(const char* field, uint32_t value, uint64_t, uint64_t, const char* = "") const {
+    metadata.set(model_key(field), uint64_t{value});
+  }
+  void operator()(const char* field, float value, float, float) const {
+    metadata.set(model_key(field), double{value});
+  }
+  void operator()(const char* field, Activation value) const {
+    metadata.set(model_key(field), static_cast<uint64_t>(value));
+  }
+  void operator()(const char* field, bool value, const char* = "") const {
+    metadata.set(model_key(field), value);
+  }
+};
+
+struct Loader {
+  const Metadata& metadata;
+  const std::string& where;
+
+  bool lacks(std::string_view key) const { return !key.empty() && !metadata.has(key); }
+  void operator()(const char* field, uint32_t& value, uint64_t, uint64_t, const char* with = "") const {
+    if (!lacks(with)) value = load_count(metadata, model_key(field), where);
+  }
+  void operator()(const char* field, float& value, float, float) const {
+    value = load_real(metadata, model_key(field));
+  }
+  void operator()(const char* field, Activation& value) const {
+    const uint32_t stored = load_count(metadata, model_key(field), where);
+    value = stored > UINT8_MAX ? Activation{} : static_cast<Activation>(stored);  // 0 is refused
+  }
+  void operator()(const char* field, bool& value, const char* with = "") const {
+    if (!lacks(with)) value = metadata.get<bool>(model_key(field));
+  }
+};
+
 std::string rope_key(size_t index, const char* part) {
   return fmt::format("model.rope.{}.{}", index, part);
 }
@@ -51,33 +141,16 @@ std::string rope_key(size_t index, const char* part) {
 
 void check_spec(const ModelSpec& spec, const std::string& where) {
   const Checker check{where};
-  check.range("vocab_size", spec.vocab_size, 1, kMaxVocab);
-  check.range("dim", spec.dim, 1, q24::kMaxCols);
-  check.range("ffn_dim", spec.ffn_dim, 1, q24::kMaxCols);
-  check.range("n_layers", spec.n_layers, 1, kMaxLayers);
-  check.range("n_heads", spec.n_heads, 1, kMaxHeads);
-  check.range("n_kv_heads", spec.n_kv_heads, 1, spec.n_heads);
-  check.range("head_dim", spec.head_dim, 2, kMaxHeadDim);
+  for_each_field(spec, check);
   check.range("n_heads * head_dim", spec.q_rows(), 1, q24::kMaxCols);
-  check.range("max_context", spec.max_context, 1, kMaxContext);
   if (spec.n_heads % spec.n_kv_heads != 0)
     throw_error(ErrorCode::kFormat, "{}: model.n_kv_heads is {}, expected a divisor of n_heads, {}", where,
                 spec.n_kv_heads, spec.n_heads);
   if (spec.head_dim % 2 != 0)
     throw_error(ErrorCode::kFormat, "{}: model.head_dim is {}, expected an even number", where,
                 spec.head_dim);
-  check.range("activation", static_cast<uint64_t>(spec.activation), 1, 3);
-  check.range("n_experts", spec.n_experts, 0, kMaxExperts);
-  check.range("n_active_experts", spec.n_active_experts, spec.n_experts == 0 ? 0 : 1, spec.n_experts);
   if (spec.qk_norm && spec.qk_norm_whole)
     throw_error(ErrorCode::kFormat, "{}: model.qk_norm and model.qk_norm_whole, expected one of them", where);
-  check.real("norm_eps", spec.norm_eps, 0, 1);
-  check.real("attn_scale", spec.attn_scale, 1e-6f, 1e6f);
-  check.real("embedding_scale", spec.embedding_scale, 1e-6f, 1e6f);
-  check.real("residual_scale", spec.residual_scale, 1e-6f, 1e6f);
-  check.real("logit_scale", spec.logit_scale, 1e-6f, 1e6f);
-  check.real("attn_softcap", spec.attn_softcap, 0, 1e6f);
-  check.real("logit_softcap", spec.logit_softcap, 0, 1e6f);
   check.range("n_ropes", spec.ropes.size(), 0, kMaxRopes);
   for (const RopeSpec& rope : spec.ropes) {
     check.range("rope.inv_freq's size", rope.inv_freq.size(), 1, spec.head_dim / 2);
@@ -113,40 +186,20 @@ std::vector<float> RopeSpec::frequencies(uint32_t n_ctx) const {
   return scaled;
 }
 
+void RopeSpec::fill_tables(uint32_t n_ctx, uint32_t begin, uint32_t end, float* cos, float* sin) const {
+  const std::vector<float> used = frequencies(n_ctx);
+  for (uint32_t p = begin; p < end; ++p)
+    for (const float f : used) {
+      const double angle = double{f} * p;
+      *cos++ = static_cast<float>(std::cos(angle) * double{scale});
+      *sin++ = static_cast<float>(std::sin(angle) * double{scale});
+    }
+}
+
 void store_spec(const ModelSpec& spec, Metadata& metadata) {
   metadata.set("model.family", spec.family);
-  const auto count = [&](const char* key, uint64_t value) { metadata.set(key, uint64_t{value}); };
-  count("model.vocab_size", spec.vocab_size);
-  count("model.dim", spec.dim);
-  count("model.ffn_dim", spec.ffn_dim);
-  count("model.n_layers", spec.n_layers);
-  count("model.n_heads", spec.n_heads);
-  count("model.n_kv_heads", spec.n_kv_heads);
-  count("model.head_dim", spec.head_dim);
-  count("model.max_context", spec.max_context);
-  count("model.activation", static_cast<uint64_t>(spec.activation));
-  metadata.set("model.tied_embeddings", spec.tied_embeddings);
-  metadata.set("model.qkv_bias", spec.qkv_bias);
-  metadata.set("model.attn_out_bias", spec.attn_out_bias);
-  metadata.set("model.mlp_bias", spec.mlp_bias);
-  metadata.set("model.qk_norm", spec.qk_norm);
-  metadata.set("model.qk_norm_whole", spec.qk_norm_whole);
-  metadata.set("model.pre_norms", spec.pre_norms);
-  metadata.set("model.attn_sinks", spec.attn_sinks);
-  count("model.n_experts", spec.n_experts);
-  count("model.n_active_experts", spec.n_active_experts);
-  metadata.set("model.router_renormalize", spec.router_renormalize);
-  metadata.set("model.router_bias", spec.router_bias);
-  metadata.set("model.post_norms", spec.post_norms);
-  const auto real = [&](const char* key, float value) { metadata.set(key, double{value}); };
-  real("model.norm_eps", spec.norm_eps);
-  real("model.attn_scale", spec.attn_scale);
-  real("model.embedding_scale", spec.embedding_scale);
-  real("model.residual_scale", spec.residual_scale);
-  real("model.logit_scale", spec.logit_scale);
-  real("model.attn_softcap", spec.attn_softcap);
-  real("model.logit_softcap", spec.logit_softcap);
-  count("model.n_ropes", spec.ropes.size());
+  for_each_field(spec, Storer{metadata});
+  metadata.set("model.n_ropes", uint64_t{spec.ropes.size()});
   for (size_t i = 0; i < spec.ropes.size(); ++i) {
     metadata.set(rope_key(i, "inv_freq"), spec.ropes[i].inv_freq);
     metadata.set(rope_key(i, "scale"), double{spec.ropes[i].scale});
@@ -165,52 +218,9 @@ void store_spec(const ModelSpec& spec, Metadata& metadata) {
 
 ModelSpec load_spec(const Metadata& metadata, const std::string& where) {
   ModelSpec spec;
-  const auto count = [&](const char* key) { return load_count(metadata, key, where); };
   spec.family = metadata.get<std::string>("model.family");
-  spec.vocab_size = count("model.vocab_size");
-  spec.dim = count("model.dim");
-  spec.ffn_dim = count("model.ffn_dim");
-  spec.n_layers = count("model.n_layers");
-  spec.n_heads = count("model.n_heads");
-  spec.n_kv_heads = count("model.n_kv_heads");
-  spec.head_dim = count("model.head_dim");
-  spec.max_context = count("model.max_context");
-  const uint32_t activation = count("model.activation");
-  spec.activation = activation > UINT8_MAX ? Activation{} : static_cast<Activation>(activation);
-  spec.tied_embeddings = metadata.get<bool>("model.tied_embeddings");
-  spec.qkv_bias = metadata.get<bool>("model.qkv_bias");
-  spec.attn_out_bias = metadata.get<bool>("model.attn_out_bias");
-  spec.mlp_bias = metadata.get<bool>("model.mlp_bias");
-  spec.qk_norm = metadata.get<bool>("model.qk_norm");
-  // Files of before these switches lack their keys.
-  spec.qk_norm_whole = metadata.get_or<bool>("model.qk_norm_whole", false);
-  spec.pre_norms = metadata.get_or<bool>("model.pre_norms", true);
-  spec.attn_sinks = metadata.get_or<bool>("model.attn_sinks", false);
-void RopeSpec::fill_tables(uint32_t n_ctx, uint32_t begin, uint32_t end, float* cos, float* sin) const {
-  const std::vector<float> used = frequencies(n_ctx);
-  for (uint32_t p = begin; p < end; ++p)
-    for (const float f : used) {
-      const double angle = double{f} * p;
-      *cos++ = static_cast<float>(std::cos(angle) * double{scale});
-      *sin++ = static_cast<float>(std::sin(angle) * double{scale});
-    }
-}
-
-  if (metadata.has("model.n_experts")) {
-    spec.n_experts = count("model.n_experts");
-    spec.n_active_experts = count("model.n_active_experts");
-    spec.router_renormalize = metadata.get<bool>("model.router_renormalize");
-    spec.router_bias = metadata.get<bool>("model.router_bias");
-  }
-  spec.post_norms = metadata.get<bool>("model.post_norms");
-  spec.norm_eps = load_real(metadata, "model.norm_eps");
-  spec.attn_scale = load_real(metadata, "model.attn_scale");
-  spec.embedding_scale = load_real(metadata, "model.embedding_scale");
-  spec.residual_scale = load_real(metadata, "model.residual_scale");
-  spec.logit_scale = load_real(metadata, "model.logit_scale");
-  spec.attn_softcap = load_real(metadata, "model.attn_softcap");
-  spec.logit_softcap = load_real(metadata, "model.logit_softcap");
-  const uint32_t n_ropes = count("model.n_ropes");
+  for_each_field(spec, Loader{metadata, where});
+  const uint32_t n_ropes = load_count(metadata, "model.n_ropes", where);
   Checker{where}.range("n_ropes", n_ropes, 0, kMaxRopes);
   for (uint32_t i = 0; i < n_ropes; ++i) {
     RopeSpec rope;
