@@ -49,6 +49,8 @@ class Rows {
   };
   void add_upper(std::initializer_list<UpperProduct> products) const;
   void times_group_factor(const Lanes* x, uint32_t g, Lanes* out) const;
+  template <typename Solve>
+  void weigh_outliers(uint32_t g, GroupProblem& problem, const GroupChoice& best, const Solve& solve);
 
   const RowsProblem& p_;
   const Lanes* w_;
@@ -146,6 +148,41 @@ void Rows::choose_second_order() {
   dmin_ = fit_unit(minimums, importance, n_groups_);
 }
 
+// What would it save to take the lowest or the highest target of group g out? solve(choice) quantizes the problem, best is its
+// solution with all of them.
+template <typename Solve>
+void Rows::weigh_outliers(uint32_t g, GroupProblem& problem, const GroupChoice& best, const Solve& solve) {
+  const uint32_t c = g * p_.group;
+  Mask exact[kMaxGroup];
+  Lanes low, high;
+  target_range(problem, best.t, low, high);
+  problem.exact = exact;
+  for (int side = 0; side < 2; ++side) {
+    Mask col{}, found{};
+    for (uint32_t j = 0; j < p_.group; ++j) {
+      exact[j] = ~found & (side == 0 ? best.t[j] <= low : best.t[j] >= high);
+      if (problem.v_diag[j] == 0) exact[j] = Mask{};
+      found |= exact[j];
+      col = exact[j] ? Mask{} + static_cast<int32_t>(c + j) : col;
+    }
+    Lanes gain{};
+    if (p_.outliers_by_size) {
+      for (uint32_t j = 0; j < p_.group; ++j) {
+        const Lanes size = w_[c + j] * splat<Lanes>(p_.v_diag[c + j]);
+        gain = exact[j] ? size * size : gain;
+      }
+    } else {
+      GroupChoice without;
+      solve(without);
+      gain = best.cost - without.cost;
+    }
+    const Mask better = gain > gain_[g];
+    gain_[g] = better ? gain : gain_[g];
+    gain_col_.masks()[g] = better ? col : gain_col_.masks()[g];
+  }
+  problem.exact = nullptr;
+}
+
 void Rows::sweep() {
   std::fill_n(a_.data(), p_.n, Lanes{});
   const bool with_gains = p_.n_slots > 0 && !has_outliers_;
@@ -169,36 +206,7 @@ void Rows::sweep() {
     };
     GroupChoice best;
     solve(best);
-    if (with_gains && g < n_with_outliers_) {
-      // What would it save to take the group's lowest or highest target out?
-      Mask exact[kMaxGroup];
-      Lanes low, high;
-      target_range(problem, best.t, low, high);
-      problem.exact = exact;
-      for (int side = 0; side < 2; ++side) {
-        Mask col{}, found{};
-        for (uint32_t j = 0; j < p_.group; ++j) {
-          exact[j] = ~found & (side == 0 ? best.t[j] <= low : best.t[j] >= high);
-          if (problem.v_diag[j] == 0) exact[j] = Mask{};
-          found |= exact[j];
-          col = exact[j] ? Mask{} + static_cast<int32_t>(c + j) : col;
-        }
-        Lanes gain{};
-        if (p_.outliers_by_size) {
-          for (uint32_t j = 0; j < p_.group; ++j) {
-            const Lanes size = w_[c + j] * splat<Lanes>(p_.v_diag[c + j]);
-            gain = exact[j] ? size * size : gain;
-          }
-        } else {
-          GroupChoice without;
-          solve(without);
-          gain = best.cost - without.cost;
-        }
-        const Mask better = gain > gain_[g];
-        gain_[g] = better ? gain : gain_[g];
-        gain_col_.masks()[g] = better ? col : gain_col_.masks()[g];
-      }
-    }
+    if (with_gains && g < n_with_outliers_) weigh_outliers(g, problem, best, solve);
     s_[g] = best.s;
     m_[g] = best.m;
     for (uint32_t j = 0; j < p_.group; ++j) {

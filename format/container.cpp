@@ -191,6 +191,8 @@ void Container::parse() {
   const Bytes directory =
       copy_section("directory", bytes_, h.directory_offset, h.directory_size, h.directory_checksum);
   parse_directory(directory, h.n_tensors, h.metadata_offset);
+  index_names();
+  copy_permutations();  // only now is it known that every data region lies inside the file
   metadata_ = Metadata::parse(metadata);
   fingerprint_ = h.header_checksum;
   file_.expect_scattered_reads(false);
@@ -239,7 +241,9 @@ void Container::parse_directory(std::span<const uint8_t> directory, uint32_t n_t
   }
   expect("metadata_offset (the end of the last tensor)", tensors_end, next_offset);
   expect("size of the directory's names", names.size(), next_name);
+}
 
+void Container::index_names() {
   by_name_.resize(tensors_.size());
   std::iota(by_name_.begin(), by_name_.end(), 0u);
   const auto name_of = [this](uint32_t i) -> const std::string& { return tensors_[i].name; };
@@ -248,9 +252,11 @@ void Container::parse_directory(std::span<const uint8_t> directory, uint32_t n_t
   for (size_t i = 1; i < by_name_.size(); ++i)
     if (name_of(by_name_[i - 1]) == name_of(by_name_[i]))
       throw_error(ErrorCode::kFormat, "two tensors are named '{}'", name_of(by_name_[i]));
+}
 
-  // Only now is it known that every data region lies inside the file. Of a cold file just the planes that are copied
-  // come from the disk, all asked for before the first is waited for.
+// Of a cold file just the planes that are copied, here and by the runtime, come from the disk, all asked for before the first is
+// waited for.
+void Container::copy_permutations() {
   for (Tensor& tensor : tensors_) {
     tensor.data = bytes_.data() + tensor.offset;
     if (tensor.kind != TensorKind::kQ24) continue;

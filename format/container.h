@@ -67,6 +67,8 @@ class Container {
   Container(MappedFile file, std::span<const uint8_t> bytes, const std::string& name);
   void parse();  // bytes_ and path_ to everything below
   void parse_directory(std::span<const uint8_t> directory, uint32_t n_tensors, uint64_t tensors_end);
+  void index_names();
+  void copy_permutations();  // and where each tensor's data is
 
   MappedFile file_;
   std::string path_;

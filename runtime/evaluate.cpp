@@ -84,6 +84,35 @@ double quantile(std::vector<float>& values, double share) {
   return values[at];
 }
 
+// KL(reference || model) of one token. expected: the reference's logits.
+double divergence(std::span<const float> expected, const RowNorm& from, std::span<const float> logits,
+                  const RowNorm& to) {
+  double kl = 0;
+  for (size_t v = 0; v < expected.size(); ++v) {
+    const double log_p = expected[v] - from.log_sum;
+    kl += std::exp(log_p) * (log_p - (logits[v] - to.log_sum));
+  }
+  return std::max(kl, 0.0);  // rounding
+}
+
+// What follows from the tokens' divergences and from the windows' means.
+CompareResult summarize(std::vector<float> kls, std::vector<double> window_kl,
+                        std::vector<double> window_nll_gap) {
+  CompareResult result;
+  result.model.n_tokens = result.reference.n_tokens = kls.size();
+  const Moments gap = moments(window_nll_gap), kl = moments(window_kl);
+  result.ppl_ratio = std::exp(gap.mean);
+  result.ppl_ratio_se = result.ppl_ratio * gap.standard_error;  // first order
+  result.kl_mean = kl.mean;
+  result.kl_mean_se = kl.standard_error;
+  result.kl_max = *std::max_element(kls.begin(), kls.end());
+  result.kl_p99 = quantile(kls, 0.99);
+  result.kl_median = quantile(kls, 0.5);
+  result.window_kl = std::move(window_kl);
+  result.window_nll_gap = std::move(window_nll_gap);
+  return result;
+}
+
 SessionOptions window_session(const EvalOptions& options, uint32_t n_ctx) {
   SessionOptions session = options.session;
   session.n_ctx = n_ctx;
@@ -150,12 +179,7 @@ CompareResult compare(const std::shared_ptr<const Model>& model,
       const float* const expected = rows.data() + size_t{position} * n_vocab;
       const RowNorm& from = norms[position];
       const RowNorm to = normalize(logits);
-      double kl = 0;
-      for (uint32_t v = 0; v < n_vocab; ++v) {
-        const double log_p = expected[v] - from.log_sum;
-        kl += std::exp(log_p) * (log_p - (logits[v] - to.log_sum));
-      }
-      kl = std::max(kl, 0.0);  // rounding
+      const double kl = divergence({expected, n_vocab}, from, logits, to);
       kls.push_back(static_cast<float>(kl));
       kl_sum += kl;
       n_agree += from.top == to.top;
@@ -167,21 +191,11 @@ CompareResult compare(const std::shared_ptr<const Model>& model,
       options.progress(kls.size(), windows.n_predicted(), sum / static_cast<double>(kls.size()));
   }
 
-  const double n = static_cast<double>(kls.size());
-  CompareResult result;
-  result.model = {kls.size(), sum / n};
-  result.reference = {kls.size(), reference_sum / n};
-  const Moments difference = moments(window_difference), kl = moments(window_kl);
-  result.ppl_ratio = std::exp(difference.mean);
-  result.ppl_ratio_se = result.ppl_ratio * difference.standard_error;  // first order
-  result.kl_mean = kl.mean;
-  result.kl_mean_se = kl.standard_error;
-  result.kl_max = *std::max_element(kls.begin(), kls.end());
-  result.kl_p99 = quantile(kls, 0.99);
-  result.kl_median = quantile(kls, 0.5);
+  CompareResult result = summarize(std::move(kls), std::move(window_kl), std::move(window_difference));
+  const double n = static_cast<double>(result.model.n_tokens);
+  result.model.nll = sum / n;
+  result.reference.nll = reference_sum / n;
   result.top1_agreement = static_cast<double>(n_agree) / n;
-  result.window_kl = std::move(window_kl);
-  result.window_nll_gap = std::move(window_difference);
   return result;
 }
 

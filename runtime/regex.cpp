@@ -46,82 +46,113 @@ size_t interval_bytes(std::string_view source, size_t at) {
 }
 
 // Rewrites or refuses what means something else to PCRE2 than to Oniguruma, which the tokenizers library runs.
-std::string to_pcre2(const std::string& source) {
-  std::string out;
-  bool in_class = false;
-  size_t atom = 0;             // where in out the item begins that a quantifier would repeat
-  std::vector<size_t> groups;  // where the open ones begin
-  for (size_t i = 0; i < source.size(); ++i) {
-    const char c = source[i];
-    const char next = i + 1 < source.size() ? source[i + 1] : '\0';
-    if (!in_class && !is_one_of(c, "*+?{") && (static_cast<unsigned char>(c) & 0xc0) != 0x80)
-      atom = out.size();
-    if (c == '\\') {
-      ++i;
-      const bool upper = next == 'S' || next == 'W';
-      const char* const members = next == 's' || next == 'S'   ? kSpaceMembers
-                                  : next == 'w' || next == 'W' ? kWordMembers
-                                                               : nullptr;
-      if (next == 'h' || next == 'H')
-        refuse(source, "'\\h' means a hexadecimal digit there and a blank here");
-      if (next == 'W' && in_class) refuse(source, "'\\W' in a class is not supported");
-      if (members == nullptr ||
-          (upper && in_class)) {  // [\S] keeps PCRE2's meaning: it differs in U+180E alone
-        const bool has_braces = is_one_of(next, "pPx") && source[i + 1] == '{';
-        const size_t end = has_braces ? std::min(source.find('}', i), source.size() - 1) : i;
-        out.append(source, i - 1, end + 2 - i);
-        i = end;
-      } else if (in_class) {
-        out += members;
-      } else {
-        out += upper ? "[^" : "[";
-        out += members;
-        if (next == 'w' || next == 'W') out += kLatin1WordMembers;
-        out += ']';
-      }
-    } else if (in_class) {
-      if (c == '&' && next == '&') refuse(source, "class intersection '&&' is not supported");
-      if (c == '[' && next != ':') refuse(source, "a class inside a class is not supported");
-      if (c == '[') {  // a POSIX class: [:alpha:]
-        const size_t close = source.find(":]", i + 2);
-        if (close == std::string::npos) refuse(source, "a class inside a class is not supported");
-        out.append(source, i, close + 2 - i);
-        i = close + 1;
-        continue;
-      }
-      in_class = c != ']';
-      out += c;
-    } else if (const size_t n = c == '{' ? interval_bytes(source, i) : 0; n > 0) {
-      std::string interval = source.substr(i, n);
-      if (interval[1] == ',') interval.insert(1, 1, '0');
-      i += n - 1;
-      if (source[i + 1] == '+') {  // there it is repeated; to PCRE2 it would be possessive
-        out.insert(atom, "(?:");
-        interval += ')';
-      }
-      out += interval;
+class ToPcre2 {
+ public:
+  explicit ToPcre2(const std::string& source) : source_(source) {}
+
+  std::string run() {
+    for (; at_ < source_.size(); ++at_) {
+      const char c = source_[at_];
+      if (!in_class_ && !is_one_of(c, "*+?{") && (static_cast<unsigned char>(c) & 0xc0) != 0x80)
+        atom_ = out_.size();
+      if (c == '\\')
+        escape();
+      else if (in_class_)
+        member(c);
+      else if (const size_t n = c == '{' ? interval_bytes(source_, at_) : 0; n > 0)
+        interval(n);
+      else
+        other(c);
+    }
+    return std::move(out_);
+  }
+
+ private:
+  // Each leaves at_ at the last byte that it has read.
+  char next() const { return at_ + 1 < source_.size() ? source_[at_ + 1] : '\0'; }
+
+  void escape() {
+    const char c = next();
+    ++at_;
+    const bool upper = c == 'S' || c == 'W';
+    const char* const members = c == 's' || c == 'S'   ? kSpaceMembers
+                                : c == 'w' || c == 'W' ? kWordMembers
+                                                       : nullptr;
+    if (c == 'h' || c == 'H') refuse(source_, "'\\h' means a hexadecimal digit there and a blank here");
+    if (c == 'W' && in_class_) refuse(source_, "'\\W' in a class is not supported");
+    if (members == nullptr ||
+        (upper && in_class_)) {  // [\S] keeps PCRE2's meaning: it differs in U+180E alone
+      const bool has_braces = is_one_of(c, "pPx") && source_[at_ + 1] == '{';
+      const size_t end = has_braces ? std::min(source_.find('}', at_), source_.size() - 1) : at_;
+      out_.append(source_, at_ - 1, end + 2 - at_);
+      at_ = end;
+    } else if (in_class_) {
+      out_ += members;
     } else {
-      out += c;
-      if (c == '(') groups.push_back(atom);
-      if (c == '(' && next == '?')  // options: the m of there, a dot that is any character, is the s of here
-        for (out += source[++i]; i + 1 < source.size() && is_one_of(source[i + 1], "imxs-");)
-          out += source[++i] == 'm' ? 's' : source[i];
-      if (c == ')' && !groups.empty()) {
-        atom = groups.back();
-        groups.pop_back();
-      }
-      if (c == '[') {
-        in_class = true;
-        if (next == '^') out += source[++i];
-        if (i + 1 < source.size() && source[i + 1] == ']') {  // a first ']' is a member
-          out += "\\]";
-          ++i;
-        }
+      out_ += upper ? "[^" : "[";
+      out_ += members;
+      if (c == 'w' || c == 'W') out_ += kLatin1WordMembers;
+      out_ += ']';
+    }
+  }
+
+  // A byte of a class, or its end.
+  void member(char c) {
+    if (c == '&' && next() == '&') refuse(source_, "class intersection '&&' is not supported");
+    if (c == '[' && next() != ':') refuse(source_, "a class inside a class is not supported");
+    if (c == '[') {  // a POSIX class: [:alpha:]
+      const size_t close = source_.find(":]", at_ + 2);
+      if (close == std::string::npos) refuse(source_, "a class inside a class is not supported");
+      out_.append(source_, at_, close + 2 - at_);
+      at_ = close + 1;
+      return;
+    }
+    in_class_ = c != ']';
+    out_ += c;
+  }
+
+  void interval(size_t n) {
+    std::string interval = source_.substr(at_, n);
+    if (interval[1] == ',') interval.insert(1, 1, '0');
+    at_ += n - 1;
+    if (next() == '+') {  // there it is repeated; to PCRE2 it would be possessive
+      out_.insert(atom_, "(?:");
+      interval += ')';
+    }
+    out_ += interval;
+  }
+
+  void other(char c) {
+    out_ += c;
+    if (c == '(') {
+      groups_.push_back(atom_);
+      if (next() == '?') options();
+    } else if (c == ')' && !groups_.empty()) {
+      atom_ = groups_.back();
+      groups_.pop_back();
+    } else if (c == '[') {
+      in_class_ = true;
+      if (next() == '^') out_ += source_[++at_];
+      if (next() == ']') {  // a first ']' is a member
+        out_ += "\\]";
+        ++at_;
       }
     }
   }
-  return out;
-}
+
+  // The m of there, a dot that is any character, is the s of here.
+  void options() {
+    for (out_ += source_[++at_]; at_ + 1 < source_.size() && is_one_of(source_[at_ + 1], "imxs-");)
+      out_ += source_[++at_] == 'm' ? 's' : source_[at_];
+  }
+
+  const std::string& source_;
+  size_t at_ = 0;
+  std::string out_;
+  bool in_class_ = false;
+  size_t atom_ = 0;             // where in out_ the item begins that a quantifier would repeat
+  std::vector<size_t> groups_;  // where the open ones begin
+};
 
 }  // namespace
 
@@ -133,7 +164,7 @@ struct Pattern::Compiled {
 Pattern::Pattern(const std::string& source) : compiled_(std::make_unique<Compiled>()), source_(source) {
   if (source.size() > kMaxPatternBytes) refuse(source, "longer than 64 KiB");
   // A callout in front is called wherever a match is tried: each try has a limit of steps, all of them together the time.
-  const std::string rewritten = "(?C)" + to_pcre2(source);
+  const std::string rewritten = "(?C)" + ToPcre2(source).run();
   int error = 0;
   size_t offset = 0;
   compiled_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(rewritten.data()), rewritten.size(),
