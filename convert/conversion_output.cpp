@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "convert/conversion.h"
-#include "convert/factor.h"
+#include "convert/parallel_for.h"
 #include "format/float16.h"
 #include "runtime/golden.h"
 #include "runtime/model.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "convert/factor.h"
+#include "convert/parallel_for.h"
 
 namespace pith {
 

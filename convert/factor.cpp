@@ -5,14 +5,9 @@
 
 #include <Eigen/Dense>
 #include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
-#include <system_error>
-#include <thread>
 
 #include "convert/gemm.h"
-#include "format/error.h"
+#include "convert/parallel_for.h"
 
 namespace pith {
 
@@ -66,33 +61,6 @@ bool factor_block(Matrix& h) {
 }
 
 }  // namespace
-
-void parallel_for(uint32_t n, uint32_t n_threads, const std::function<void(uint32_t)>& body) {
-  std::atomic<uint32_t> next = 0;
-  std::mutex mutex;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    try {
-      for (uint32_t i; (i = next.fetch_add(1)) < n;) body(i);
-    } catch (...) {
-      const std::lock_guard lock(mutex);
-      if (!failure) failure = std::current_exception();
-      next = n;
-    }
-  };
-  std::vector<std::jthread> threads;
-  n_threads = std::min(n_threads, n);
-  try {
-    for (uint32_t i = 1; i < n_threads; ++i) threads.emplace_back(work);
-  } catch (const std::system_error& error) {
-    next = n;  // the others need not go on
-    throw_error(ErrorCode::kOutOfMemory, "cannot start thread {} of {}: {}", threads.size() + 2, n_threads,
-                error.what());
-  }
-  work();
-  threads.clear();
-  if (failure) std::rethrow_exception(failure);
-}
 
 UpperFactor factor_upper(float* square, uint32_t n, size_t stride, uint32_t n_threads) {
   UpperFactor factor{square, stride, std::vector<double>(n)};

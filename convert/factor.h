@@ -1,4 +1,4 @@
-// The triangular factor that the quantizer compensates with, and loops over all cores.
+// The triangular factor that the quantizer compensates with.
 //
 // A symmetric matrix and its factor share one square of floats, [n, stride] row-major: on and below the diagonal lies h,
 // above it V, upper triangular with h = V V', whose own diagonal is apart. So n columns take 4 n^2 bytes, and 1,024 n more
@@ -7,7 +7,6 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 namespace pith {
@@ -30,9 +29,5 @@ std::vector<double> inverse_diagonal(const UpperFactor& v, uint32_t n_threads);
 
 // x [n_rows, n] <- x h^-1.
 void solve_rows(const UpperFactor& v, float* x, uint32_t n_rows, uint32_t n_threads);
-
-// Calls body(i) for i in [0, n) from n_threads threads, in no order. The first exception is rethrown.
-// Error(kOutOfMemory) where the system does not start that many.
-void parallel_for(uint32_t n, uint32_t n_threads, const std::function<void(uint32_t)>& body);
 
 }  // namespace pith

@@ -4,6 +4,7 @@
 
 #include "convert/forward.h"
 #include "convert/forward_loops.h"
+#include "convert/parallel_for.h"
 
 namespace pith {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "convert/factor.h"
+#include "convert/parallel_for.h"
 #include "runtime/cpu/kernels.h"
 
 namespace pith {

@@ -8,6 +8,7 @@
 
 #include "convert/factor.h"
 #include "convert/isa.h"
+#include "convert/parallel_for.h"
 
 namespace pith {
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "convert/parallel_for.h"
 #include "format/error.h"
 
 namespace pith {

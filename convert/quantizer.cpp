@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "convert/factor.h"
+#include "convert/parallel_for.h"
 #include "convert/quantizer_columns.h"
 #include "convert/quantizer_rows.h"
 #include "format/error.h"

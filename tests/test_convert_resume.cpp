@@ -3,7 +3,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include "convert/factor.h"
+#include "convert/parallel_for.h"
 #include "tests/convert_cases.h"
 
 using namespace pith;

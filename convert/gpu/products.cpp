@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "convert/factor.h"
+#include "convert/parallel_for.h"
 #include "cuda/kernels.h"
 #include "format/checked.h"
 #include "format/error.h"
