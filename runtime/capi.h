@@ -7,6 +7,7 @@
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "format/error.h"
 #include "runtime/model.h"
@@ -96,7 +97,9 @@ void hand_out(const T& from, T* out) {
   out->size = size;
 }
 
-void log(int level, std::string_view message) noexcept;
+// A conversation as ids, as pith_chat_render() says. Throws kUnsupported when the model has no template.
+std::vector<int32_t> render_chat(const Model& model, const pith_message* messages, size_t n_messages,
+                                 bool add_reply_start);
 
 void log(int level, std::string_view message) noexcept;
 

@@ -10,9 +10,6 @@
 
 namespace pith::capi {
 
-std::vector<int32_t> render_chat(const Model& model, const pith_message* messages, size_t n_messages,
-                                 bool add_reply_start);
-
 namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
