@@ -108,8 +108,7 @@ Levers Levers::paper() {
 
 void Levers::apply_to(QuantizeOptions& options) const {
   options.sensitivity = sensitivity;
-  options.outliers =
-      outliers == Outliers::kEverywhere ? OutlierPlace::kEverywhere : OutlierPlace::kTwoBitOnly;
+  options.outliers = outliers == Outliers::kEverywhere ? OutlierPlace::kEverywhere : OutlierPlace::kCoarse;
   options.outlier_choice = outlier_choice;
   options.sort_columns = sort;
   options.search_scales = search;

@@ -27,7 +27,7 @@ enum class Sensitivity : uint8_t {
 
 enum class OutlierPlace : uint8_t {
   kNone,
-  kTwoBitOnly,
+  kCoarse,      // in 2-bit groups only
   kEverywhere,  // control: also in 4-bit groups
 };
 
@@ -42,7 +42,7 @@ struct QuantizeOptions {
   uint32_t n_fine = 0;   // 4-bit columns, a multiple of group; padding counts
   uint32_t n_slots = 0;  // outliers per row
   Sensitivity sensitivity = Sensitivity::kCompensated;
-  OutlierPlace outliers = OutlierPlace::kTwoBitOnly;
+  OutlierPlace outliers = OutlierPlace::kCoarse;
   OutlierChoice outlier_choice = OutlierChoice::kErrorRemoved;
   bool sort_columns = true;   // off: columns stay in their groups, whole groups move
   bool search_scales = true;  // off: min-max, as in the paper

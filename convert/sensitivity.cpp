@@ -69,7 +69,7 @@ Hessian second_moments(const std::vector<float>& x, uint32_t n, const Products& 
 std::vector<Candidate> LossCurve::candidates(bool with_fine) const {
   const uint32_t padded_cols = q24::padded_cols(n_cols);
   std::vector<Candidate> all;
-  for (const Family& family : families)
+  for (const ShapeFamily& family : families)
     for (uint32_t n_fine = 0; n_fine <= padded_cols; n_fine += family.group) {
       if (n_fine > 0 && !with_fine) break;
       if (family.n_slots > padded_cols - n_fine) break;
@@ -189,7 +189,7 @@ LossCurve SensitivityRun::measure(const std::vector<float>& weights, uint32_t n_
     return at_least(weighted_square(error, input, n_cols, n_threads_) / norm);
   };
   for (const uint32_t group : options_.groups) {
-    LossCurve::Family plain{group, 0, {}};
+    LossCurve::ShapeFamily plain{group, 0, {}};
     for (const double share : LossCurve::kFineShares) plain.errors.push_back(error_of(group, share, 0));
     for (const double outliers : options_.outlier_shares) {
       const uint32_t n_slots = static_cast<uint32_t>(std::lround(outliers * n_cols));
@@ -198,7 +198,7 @@ LossCurve SensitivityRun::measure(const std::vector<float>& weights, uint32_t n_
         continue;
       }
       // What outliers remove they remove from the 2-bit columns.
-      LossCurve::Family with = plain;
+      LossCurve::ShapeFamily with = plain;
       with.n_slots = n_slots;
       const double factor = error_of(group, LossCurve::kFineShares[1], n_slots) / plain.errors[1];
       for (size_t i = 0; i + 1 < with.errors.size(); ++i) with.errors[i] *= factor;

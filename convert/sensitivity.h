@@ -21,11 +21,11 @@ namespace pith {
 struct LossCurve {
   uint32_t n_rows = 0, n_cols = 0;
   double kl = 0, kl_error = 0;  // of the model with this matrix rounded, and the error of that rounding
-  struct Family {               // one group size, with or without outliers
+  struct ShapeFamily {          // one group size, with or without outliers
     uint32_t group = 16, n_slots = 0;
     std::vector<double> errors;  // at kFineShares of the columns at 4 bits
   };
-  std::vector<Family> families;
+  std::vector<ShapeFamily> families;
   static constexpr double kFineShares[] = {0, 0.125, 0.375, 1};
 
   // Every shape of every family, with the KL divergence that it is expected to cost.

@@ -289,7 +289,7 @@ TEST_CASE("outliers stay in 2-bit columns unless the control puts them everywher
   };
   for (const OutlierChoice choice : {OutlierChoice::kErrorRemoved, OutlierChoice::kSize}) {
     options.outlier_choice = choice;
-    options.outliers = OutlierPlace::kTwoBitOnly;
+    options.outliers = OutlierPlace::kCoarse;
     CHECK(n_in_fine() == 0);
     options.outliers = OutlierPlace::kEverywhere;
     CHECK(n_in_fine() >= 24);  // in some rows another outlier gains a little more
