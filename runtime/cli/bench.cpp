@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/cli/cli.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/cpu/measure.h"

@@ -12,7 +12,10 @@
 
 #include "runtime/cli/cli.h"
 #include "runtime/cli/conversation.h"
+#include "runtime/cli/did_you_mean.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/line_editor.h"
+#include "runtime/cli/text_input.h"
 #include "runtime/sampler.h"
 
 namespace pith::cli {

@@ -54,19 +54,4 @@ class SessionFlags {
   bool mmap_ = true;
 };
 
-// --bits: 2.3 to 4.5, 16 or 32; throws kInvalidArgument.
-double parse_bits(const std::string& text);
-
-// The whole of a file, or of standard input for "-", at most 1 GiB. Throws kIo naming path and cause.
-std::string read_text(const std::string& path);
-
-// For texts that the C API takes as strings. what: "the message". Throws kInvalidArgument naming it and where the byte is.
-void refuse_nul(std::string_view text, const std::string& what);
-
-// "1.50 GB", "3.2 MB": powers of 1000.
-std::string human_bytes(uint64_t n_bytes);
-
-// The nearest of the candidates if it is near enough to be a slip, else "".
-std::string did_you_mean(const std::string& word, const std::vector<std::string>& candidates);
-
 }  // namespace pith::cli

@@ -7,6 +7,7 @@
 
 #include "format/atomic_file.h"
 #include "runtime/cli/cli.h"
+#include "runtime/cli/text_input.h"
 
 namespace pith::cli {
 namespace {

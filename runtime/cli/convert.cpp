@@ -5,6 +5,7 @@
 #include "convert/bits.h"
 #include "convert/converter.h"
 #include "runtime/cli/cli.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
 
 namespace pith::cli {

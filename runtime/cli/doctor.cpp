@@ -9,6 +9,7 @@
 
 #include "runtime/backend.h"
 #include "runtime/cli/cli.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/pith.h"

@@ -6,6 +6,7 @@
 
 #include "runtime/cli/task_data.h"
 #include "runtime/cli/terminal.h"
+#include "runtime/cli/text_input.h"
 #include "runtime/evaluate.h"
 
 namespace pith::cli {

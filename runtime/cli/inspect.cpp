@@ -8,6 +8,7 @@
 
 #include "format/atomic_file.h"
 #include "runtime/cli/cli.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
 
 namespace pith::cli {

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "runtime/cli/cli.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/inspect.h"
 #include "runtime/cli/svg_chart.h"
 

@@ -6,6 +6,7 @@
 
 #include "format/error.h"
 #include "runtime/cli/cli.h"
+#include "runtime/cli/did_you_mean.h"
 #include "runtime/cli/terminal.h"
 #include "runtime/pith.h"
 

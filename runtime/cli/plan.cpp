@@ -5,6 +5,7 @@
 #include "convert/bits.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/handles.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
 #include "runtime/gpu_plan.h"
 #include "runtime/placement.h"

@@ -8,6 +8,7 @@
 
 #include "convert/bits.h"
 #include "runtime/cli/cli.h"
+#include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
 
 namespace pith::cli {

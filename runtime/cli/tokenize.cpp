@@ -5,6 +5,7 @@
 #include "runtime/cli/cli.h"
 #include "runtime/cli/handles.h"
 #include "runtime/cli/terminal.h"
+#include "runtime/cli/text_input.h"
 
 namespace pith::cli {
 namespace {

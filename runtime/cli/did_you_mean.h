@@ -1,0 +1,11 @@
+// A guess at what was meant by a word that is not known.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace pith::cli {
+
+// The nearest of the candidates if it is near enough to be a slip, else "".
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& candidates);
+
+}  // namespace pith::cli
