@@ -22,7 +22,6 @@ class Vocabulary {
   TokenKind kind(uint32_t id) const { return static_cast<TokenKind>(kinds_[id]); }
   std::string_view text(uint32_t id) const;
   int32_t find(std::string_view text) const;  // among tokens of kind kText; -1 when absent
-  size_t max_token_bytes() const { return max_token_bytes_; }
 
  private:
   std::string bytes_;

@@ -31,8 +31,7 @@ class Model {
 
   const Container& container() const { return container_; }
   const ModelSpec& spec() const { return spec_; }
-  bool has_tokenizer() const { return tokenizer_ != nullptr; }  // false for synthetic models
-  const Tokenizer& tokenizer() const;                           // throws kUnsupported when there is none
+  const Tokenizer& tokenizer() const;  // throws kUnsupported when there is none (synthetic models)
   const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
   const GenerationDefaults& generation() const { return generation_; }
 
