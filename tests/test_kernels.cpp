@@ -10,7 +10,6 @@
 #include "runtime/backend.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/cpu/kv_cache.h"
-#include "runtime/cpu/weights.h"
 #include "runtime/thread_choice.h"
 #include "runtime/thread_pool.h"
 

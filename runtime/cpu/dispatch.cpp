@@ -8,6 +8,7 @@
 #include <unistd.h>
 #endif
 
+#include "format/float16.h"
 #include "runtime/cpu/panel_scratch.h"
 #include "runtime/cpu/tables.h"
 
@@ -100,6 +101,22 @@ uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t plain_cols, uint
   const uint64_t wide = (uint64_t{plain_cols} + kLanes - 1) / kLanes * kLanes * kPanelRows * sizeof(float);
   const uint64_t sums = uint64_t{kPlainTokens} * kPanelRows * kLanes * sizeof(float);
   return std::max({panel, columns, plain_cols == 0 ? 0 : wide + sums});
+}
+
+void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {
+  if (m.is_q24()) return q24::dequantize_row(m.view, row, out, scale);
+  const size_t first = size_t{row} * m.n_cols;
+  for (uint32_t c = 0; c < m.n_cols; ++c) {
+    const size_t i = first + c;
+    float value = 0;
+    if (m.kind == TensorKind::kF32)
+      value = reinterpret_cast<const float*>(m.data)[i];
+    else if (m.kind == TensorKind::kF16)
+      value = f16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
+    else
+      value = bf16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
+    out[c] = value * scale;
+  }
 }
 
 }  // namespace pith::cpu

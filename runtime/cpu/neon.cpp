@@ -122,7 +122,6 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t first, uint32_t end,
 // One block of one word for 16 tokens from `lane` on, added to the accumulators.
 void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, const int8_t* codes,
                const Input& in, uint32_t lane, float* acc_s, float* acc_m) {
-  const q24::Layout& l = m.view.layout;
   const uint32_t first = block * 8, end = first + m.lines_of(block);
   const int8_t* const first_quad = quads(in, block, end - first, lane);
   const size_t lanes = in.n_lanes;

@@ -99,20 +99,4 @@ Weights::Weights(const Model& model, uint32_t n_layers, Arena& arena) {
   }
 }
 
-void embedding_row(const Matrix& m, uint32_t row, float scale, float* out) {
-  if (m.is_q24()) return q24::dequantize_row(m.view, row, out, scale);
-  const size_t first = size_t{row} * m.n_cols;
-  for (uint32_t c = 0; c < m.n_cols; ++c) {
-    const size_t i = first + c;
-    float value = 0;
-    if (m.kind == TensorKind::kF32)
-      value = reinterpret_cast<const float*>(m.data)[i];
-    else if (m.kind == TensorKind::kF16)
-      value = f16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
-    else
-      value = bf16_to_float(reinterpret_cast<const uint16_t*>(m.data)[i]);
-    out[c] = value * scale;
-  }
-}
-
 }  // namespace pith::cpu

@@ -35,7 +35,4 @@ struct Weights {
   uint32_t max_plain_cols = 0;   // of the others
 };
 
-// Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
-void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);
-
 }  // namespace pith::cpu
