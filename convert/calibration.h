@@ -4,7 +4,7 @@
 // the layers as they will be in the file. Each matrix is quantized for the inputs that it will really get (statistics of
 // the quantized stream), towards the outputs that the original gave. One matrix and its statistics are in memory at a time:
 // 4 bytes * n_cols^2 and about 5 bytes a weight; and the streams, 4 bytes * (2 dim + 2 max(dim, ffn_dim)) a token (with
-// experts 4 dim more), which is why wide models get fewer tokens. Llama-2-7B: 35,554 tokens and 4.3 GB of streams; Llama-2-70B,
+// experts 4 dim more), which is why wide models get fewer tokens. Llama-2-7B: 35,544 tokens and 4.3 GB of streams; Llama-2-70B,
 // whose 28,672 columns take 3.3 GB: 9,104 and 2.7 GB.
 //
 // An expert is quantized for the tokens that the quantized model routes to it, each by its share squared. Where they are few,

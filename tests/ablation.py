@@ -36,16 +36,12 @@ GROUPS = BUDGET + ",group=auto"
 # of the same 4-bit groups.
 OUTLIERS = 2.975
 TOKENS = ["--calib", "builtin", "--calib-tokens", 16384]
-# name, what the table calls it, options of pith convert
+# Name, what the table calls it, options of pith convert. The titles and their order are the README's; rows after those are not in it.
 ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *TOKENS]) for name, title, bits, preset, levers in [
     ("uniform", "uniform 2-bit, min-max, groups of 16", 2.85, "paper", "outliers=none,fine=off"),
     ("random", "+ random 4-bit groups", 2.85, "paper", "outliers=none,sensitivity=random"),
-    ("sensitive", "+ sensitive 4-bit groups instead", 2.85, "paper", NEAREST),
-    ("everywhere", "+ outliers everywhere, the largest", OUTLIERS, "paper", "outliers=everywhere,outlier-by=size"),
-    ("two-bit", "+ outliers in 2-bit groups only, the largest", OUTLIERS, "paper", "outlier-by=size"),
-    ("by-error", "+ outliers in 2-bit groups, by error removed", OUTLIERS, "paper", ""),
-    ("paper", "the paper's preset", 2.85, "paper", ""),
-    ("searched", "sensitive 4-bit groups + searched scales, free minimum", 2.85, "paper", SEARCHED),
+    ("sensitive", "sensitive 4-bit groups instead", 2.85, "paper", NEAREST),
+    ("searched", "+ searched scales, free minimum", 2.85, "paper", SEARCHED),
     ("compensated", "+ compensation (LDLQ)", 2.85, "paper", COMPENSATED),
     ("hessian", "+ Hessian shrunk towards its diagonal", 2.85, "paper", SHRUNK_HESSIAN),
     ("sorted", "+ columns sorted", 2.85, "paper", SORTED),
@@ -53,9 +49,14 @@ ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *
     ("descent", "+ descent and refit", 2.85, "paper", DESCENT),
     ("corrected", "+ correction for what earlier layers lost", 2.85, "paper", CORRECTED),
     ("shrunk", "+ as much of it as two halves of the text agree on", 2.85, "paper", SHRUNK),
-    ("budget", "+ bits of each matrix by measurement", 2.85, "paper", BUDGET),
-    ("groups", "+ group size of each matrix by measurement", 2.85, "paper", GROUPS),
-    ("full", "+ head rounded for what it sees: all levers", 2.85, "best", ""),
+    ("budget", "+ bits per matrix by measured divergence", 2.85, "paper", BUDGET),
+    ("groups", "+ group of 16 or 32 per matrix, measured", 2.85, "paper", GROUPS),
+    ("full", "+ calibrated head: all of them", 2.85, "best", ""),
+    ("full-plain", "all, but the Hessian as it is", 2.85, "best", "hessian=plain"),
+    ("everywhere", "paper's method + outliers everywhere, the largest", OUTLIERS, "paper", "outliers=everywhere,outlier-by=size"),
+    ("two-bit", "paper's method + outliers in 2-bit groups only, the largest", OUTLIERS, "paper", "outlier-by=size"),
+    ("by-error", "the same, chosen by the error that they remove", OUTLIERS, "paper", ""),
+    ("paper", "the paper's preset", 2.85, "paper", ""),
     ("full-random", "all, 4-bit columns by chance", 2.85, "best", "sensitivity=random"),
     ("full-range", "all, 4-bit columns by range", 2.85, "best", "sensitivity=range"),
     ("full-diagonal", "all, 4-bit columns by Hessian diagonal", 2.85, "best", "sensitivity=diagonal"),
@@ -66,7 +67,6 @@ ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *
     ("full-undescended", "all but descent", 2.85, "best", "descent=0"),
     ("full-uncorrected", "all but correction", 2.85, "best", "correct=off"),
     ("full-unshrunk", "all, the correction whole", 2.85, "best", "shrink=off"),
-    ("full-plain", "all, the Hessian as it is", 2.85, "best", "hessian=plain"),
 ]] + [(f"effort-{effort}", f"as it ships, --effort {effort}", ["--bits", 2.85, "--effort", effort])
       for effort in ("fast", "normal")]
 # better, worse: told apart by paired standard errors
