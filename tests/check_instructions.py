@@ -24,7 +24,7 @@ def instructions(program, kernels, tokens, rounds):
 def main():
     if shutil.which("valgrind") is None or platform.machine() != "x86_64":
         print("SKIP: needs valgrind on x86_64")
-        sys.exit(1 if os.environ.get("PITH_NO_SKIP") == "1" else 77)
+        sys.exit(1 if os.environ.get("PITH_NO_SKIP") == "1" else 77)  # as tests/skip.h
     failed = False
     for kernels, tokens, bound in BOUNDS:
         few, weights = instructions(sys.argv[1], kernels, tokens, 1)

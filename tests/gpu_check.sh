@@ -74,7 +74,7 @@ if [ -d "$folder/lib" ]; then
 fi
 pith=$folder/pith
 gpu=$("$pith" doctor | sed -n 's/^gpu *//p')
-case $gpu in cuda:*) ;; *) echo "SKIP: $gpu"; [ -n "${PITH_NO_SKIP:-}" ] && exit 1; exit 77 ;; esac
+case $gpu in cuda:*) ;; *) echo "SKIP: $gpu"; [ "${PITH_NO_SKIP:-}" = 1 ] && exit 1; exit 77 ;; esac
 in_memory=$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print $4}')
 [ "${in_memory:-0}" -gt 50000000 ] && in_memory=/dev/shm || in_memory=/tmp
 own_work=

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -11,6 +10,7 @@
 
 #include "convert/tokenizer_import.h"
 #include "runtime/tokenizer.h"
+#include "skip.h"
 
 namespace pith_test {
 
@@ -61,9 +61,7 @@ inline json read_golden(const std::string& name) {
 inline fs::path shared_file(const std::string& name) {
   const fs::path path = fs::path(PITH_SHARED_DIR) / name;
   if (fs::exists(path)) return path;
-  WARN("SKIP: " << path.string() << " is absent");
-  if (const char* no_skip = std::getenv("PITH_NO_SKIP"); no_skip != nullptr && *no_skip == '1')
-    FAIL("skipped");
+  pith::test::skip(path.string() + " is absent");
   return {};
 }
 

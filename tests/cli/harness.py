@@ -86,7 +86,11 @@ class CliTest(unittest.TestCase):
 
     def skip_unless(self, path):
         if not path.exists():
-            if os.environ.get("PITH_NO_SKIP") == "1":
-                self.fail(f"{path} is absent")
-            self.skipTest(f"SKIP: {path} is absent")
+            self.skip(f"{path} is absent")
         return path
+
+    def skip(self, reason):
+        """Ends the test; with PITH_NO_SKIP=1 as a failure. As tests/skip.h."""
+        if os.environ.get("PITH_NO_SKIP") == "1":
+            self.fail(f"skipped: {reason}")
+        self.skipTest(f"SKIP: {reason}")

@@ -97,7 +97,7 @@ class DamagedCheckpoints(CliTest):
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)],
                                  stderr=subprocess.DEVNULL).returncode == 0
         if not mounted:
-            self.skipTest("SKIP: mounting a small file system needs root")
+            self.skip("mounting a small file system needs root")
         try:
             self.fails(pith("-q", "convert", self.models.checkpoint, "-o", disk / "x.pith", "--bits", "16"), 1, disk,
                        "No space left")

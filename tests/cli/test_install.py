@@ -18,7 +18,7 @@ class Install(CliTest):
 
     def test_a_c_program_is_built_and_runs_against_the_installed_library(self):
         if not all(pathlib.Path(BUILD, "runtime", name).exists() for name in ("libpith.so", "libpith.a")):
-            self.skipTest("SKIP: not everything is built")
+            self.skip("not everything is built")
         prefix = self.folder / "prefix"
         self.command("cmake", "--install", BUILD, "--prefix", prefix)
         for name in ("bin/pith", "include/pith.h", "share/man/man1/pith.1", "share/doc/pith/LICENSE"):
