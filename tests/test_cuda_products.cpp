@@ -6,6 +6,7 @@
 
 #include "cuda/experts.h"
 #include "cuda_testing.h"
+#include "skip.h"
 
 namespace pith::cuda {
 namespace {
@@ -305,7 +306,7 @@ TEST_CASE("gemm_q24 equals the reference for every fraction of 4-bit columns and
 TEST_CASE(
     "the 16-bit product of Q24 weights equals the reference at every fraction of 4-bit columns and awkward "
     "sizes") {
-  if (!device_has_warpgroups()) return;
+  if (!device_has_warpgroups()) return test::skip("the device has no warpgroups");
   check_gemm_half({32, 64, 16, 0, 0}, 1, 1);
   check_gemm_half({70, 320, 16, 80, 3}, 5, 1);
   check_gemm_half({33, 192, 32, 96, 2}, 9, 2);
@@ -315,7 +316,7 @@ TEST_CASE(
 
 TEST_CASE(
     "the 16-bit product of Q24 weights takes any scale of a row, unused slots and several on one column") {
-  if (!device_has_warpgroups()) return;
+  if (!device_has_warpgroups()) return test::skip("the device has no warpgroups");
   check_gemm_half({8, 128, 16, 32, 4}, 3, 1, [](q24::Unpacked& u) {
     const float d[8] = {0, 0, 0, 6e-8f, 60000, -0.02f, 0.02f, 1},
                 dmin[8] = {0, 0.03f, 0, 1, 0.001f, 0.02f, -3, 0};

@@ -47,8 +47,9 @@ class Run(CliTest):
         self.fails(pith("run", self.models.full, "-p", "x", "--ctx", "100000"), 2, "100000", "512")
 
     def test_a_full_context_ends_the_text_and_says_so(self):
-        result = self.ok(pith("run", self.models.full, "-p", "word", "--ctx", "16", "--temp", "1.5", "--seed", "1"))
-        self.assertRegex(result.message, r"^(pith run: .*16.*\n)?$")
+        words = ["run", self.models.full, "-p", "word", "--ctx", "16", "--temp", "1.5", "--seed", "1"]
+        self.assertEqual(self.ok(pith(*words)).message, "pith run: stopped, the context of 16 tokens is full\n")
+        self.assertEqual(self.ok(pith(*words, "-n", "3")).message, "")
 
     def test_text_of_a_prompt_does_not_become_a_control_token(self):
         words = ["tokenize", self.models.full, "-p", "</s>"]
