@@ -5,6 +5,8 @@
 #include "convert/conversion.h"
 #include "convert/parallel_for.h"
 #include "format/float16.h"
+#include "format/records.h"
+#include "models/weight_count.h"
 #include "runtime/golden.h"
 #include "runtime/model.h"
 
@@ -83,31 +85,27 @@ void Conversion::add_plain(const TensorPlan& plan) {
 void Conversion::store_quality(Metadata& metadata) {
   std::vector<std::string> names;
   std::vector<float> errors, bits;
-  double linear_bits = 0, linear_weights = 0;
+  WeightCount count;
   for (const TensorPlan& plan : source_.plan) {
-    const double n = static_cast<double>(plan.n_rows) * plan.n_cols;
+    const uint64_t n = uint64_t{plan.n_rows} * plan.n_cols;
     if (!is_quantized(plan)) {
-      if (plan.role == TensorRole::kLinear) {
-        linear_weights += n;
-        linear_bits += n * options_.bits;
-      }
+      const TensorKind kind = options_.bits == 32 ? TensorKind::kF32 : TensorKind::kF16;  // bf16 is as large
+      count.add(plan.role, n, tensor_size(kind, {plan.n_rows, plan.n_cols, 0, 0, 0}));
       continue;
     }
+    const uint64_t n_bytes = q24::make_layout(shape_of(plan)).size_bytes;
+    count.add(plan.role, n, n_bytes);
     TensorQuality quality{plan.name, 0, 0};
     const std::string note = writer_.noted(plan.name);
     if (const size_t space = note.find(' '); space != std::string::npos)
       quality.relative_error = std::strtod(note.c_str() + space, nullptr);
-    quality.bits = 8.0 * static_cast<double>(q24::make_layout(shape_of(plan)).size_bytes) / n;
-    if (plan.role == TensorRole::kLinear) {
-      linear_weights += n;
-      linear_bits += n * quality.bits;
-    }
+    quality.bits = 8 * static_cast<double>(n_bytes) / static_cast<double>(n);
     names.push_back(plan.name);
     errors.push_back(static_cast<float>(quality.relative_error));
     bits.push_back(static_cast<float>(quality.bits));
     report_.tensors.push_back(quality);
   }
-  report_.linear_bits = linear_weights > 0 ? linear_bits / linear_weights : 0;
+  report_.linear_bits = count.linear_bits();
   metadata.set("quality.linear_bits", report_.linear_bits);
   if (names.empty()) return;
   metadata.set("quality.tensors", names);

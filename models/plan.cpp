@@ -1,5 +1,6 @@
 // The tensors of a container, and where a family's checkpoint has them.
 #include "models/family.h"
+#include "models/weight_count.h"
 
 namespace pith {
 
@@ -11,9 +12,9 @@ class Planner {
 
   std::vector<TensorPlan> run() {
     const std::string prefix = names_.prefix;
-    matrix("embed", TensorRole::kEmbedding, spec_.vocab_size, spec_.dim, prefix + "embed_tokens.weight");
+    matrix("embed", spec_.vocab_size, spec_.dim, prefix + "embed_tokens.weight");
     norm("norm", spec_.dim, prefix + "norm.weight");
-    if (!spec_.tied_embeddings) matrix("head", TensorRole::kHead, spec_.vocab_size, spec_.dim, names_.head);
+    if (!spec_.tied_embeddings) matrix("head", spec_.vocab_size, spec_.dim, names_.head);
     for (layer_ = 0; layer_ < spec_.n_layers; ++layer_) {
       source_ = fmt::format("{}layers.{}.", prefix, layer_);
       attention();
@@ -30,20 +31,21 @@ class Planner {
  private:
   std::string here(const char* part) const { return layer_tensor(layer_, part); }
 
-  TensorPlan& add(std::string name, TensorRole role, uint32_t n_rows, uint32_t n_cols,
-                  std::vector<TensorSource> sources, RowOrder order = RowOrder::kConcat) {
+  TensorPlan& add(std::string name, uint32_t n_rows, uint32_t n_cols, std::vector<TensorSource> sources,
+                  RowOrder order = RowOrder::kConcat) {
+    const TensorRole role = tensor_role(name);
     plan_.push_back({std::move(name), role, n_rows, n_cols, std::move(sources), order, 0});
     return plan_.back();
   }
   static TensorSource whole(std::string name, uint32_t n_rows) { return {std::move(name), 0, n_rows, 1, -1}; }
   void norm(std::string name, uint32_t n, std::string source) {
-    add(std::move(name), TensorRole::kNorm, 1, n, {whole(std::move(source), n)}).add = names_.norm_add;
+    add(std::move(name), 1, n, {whole(std::move(source), n)}).add = names_.norm_add;
   }
   void bias(std::string name, uint32_t n, std::string source) {
-    add(std::move(name), TensorRole::kBias, 1, n, {whole(std::move(source), n)});
+    add(std::move(name), 1, n, {whole(std::move(source), n)});
   }
-  void matrix(std::string name, TensorRole role, uint32_t n_rows, uint32_t n_cols, std::string source) {
-    add(std::move(name), role, n_rows, n_cols, {whole(std::move(source), n_rows)});
+  void matrix(std::string name, uint32_t n_rows, uint32_t n_cols, std::string source) {
+    add(std::move(name), n_rows, n_cols, {whole(std::move(source), n_rows)});
   }
 
   void attention() {
@@ -56,14 +58,14 @@ class Planner {
               whole(attn + "v_proj" + suffix, spec_.kv_rows())};
     };
     if (spec_.pre_norms) norm(here("attn_norm"), spec_.dim, source_ + names_.attn_norm + ".weight");
-    add(here("attn_qkv"), TensorRole::kLinear, n_qkv, spec_.dim, qkv(".weight"));
-    if (spec_.qkv_bias) add(here("attn_qkv_bias"), TensorRole::kBias, 1, n_qkv, qkv(".bias"));
+    add(here("attn_qkv"), n_qkv, spec_.dim, qkv(".weight"));
+    if (spec_.qkv_bias) add(here("attn_qkv_bias"), 1, n_qkv, qkv(".bias"));
     if (spec_.qk_norm || spec_.qk_norm_whole) {
       norm(here("q_norm"), spec_.qk_norm ? spec_.head_dim : spec_.q_rows(), attn + "q_norm.weight");
       norm(here("k_norm"), spec_.qk_norm ? spec_.head_dim : spec_.kv_rows(), attn + "k_norm.weight");
     }
     if (spec_.attn_sinks) bias(here("sinks"), spec_.n_heads, attn + "sinks");
-    matrix(here("attn_out"), TensorRole::kLinear, spec_.dim, spec_.q_rows(), attn + "o_proj.weight");
+    matrix(here("attn_out"), spec_.dim, spec_.q_rows(), attn + "o_proj.weight");
     if (spec_.attn_out_bias) bias(here("attn_out_bias"), spec_.dim, attn + "o_proj.bias");
     if (spec_.post_norms)
       norm(here("attn_post_norm"), spec_.dim, source_ + names_.attn_post_norm + ".weight");
@@ -71,10 +73,10 @@ class Planner {
   }
 
   // gate and up, interleaved.
-  void gate_up(std::string name, TensorRole role, uint32_t n_cols, std::vector<TensorSource> sources) {
+  void gate_up(std::string name, uint32_t n_cols, std::vector<TensorSource> sources) {
     const uint32_t n = 2 * spec_.ffn_padded();
-    const bool is_matrix = role == TensorRole::kLinear;
-    add(std::move(name), role, is_matrix ? n : 1, is_matrix ? n_cols : n, std::move(sources),
+    const bool is_matrix = tensor_role(name) == TensorRole::kLinear;
+    add(std::move(name), is_matrix ? n : 1, is_matrix ? n_cols : n, std::move(sources),
         RowOrder::kInterleave16);
   }
 
@@ -87,15 +89,15 @@ class Planner {
       const std::string name = mlp + "gate_up_proj" + suffix;
       return {{name, 0, spec_.ffn_dim, 1, -1}, {name, spec_.ffn_dim, spec_.ffn_dim, 1, -1}};
     };
-    gate_up(here("ffn_gate_up"), TensorRole::kLinear, spec_.dim, sources(".weight"));
-    if (spec_.mlp_bias) gate_up(here("ffn_gate_up_bias"), TensorRole::kBias, 1, sources(".bias"));
-    matrix(here("ffn_down"), TensorRole::kLinear, spec_.dim, spec_.ffn_dim, mlp + "down_proj.weight");
+    gate_up(here("ffn_gate_up"), spec_.dim, sources(".weight"));
+    if (spec_.mlp_bias) gate_up(here("ffn_gate_up_bias"), 1, sources(".bias"));
+    matrix(here("ffn_down"), spec_.dim, spec_.ffn_dim, mlp + "down_proj.weight");
     if (spec_.mlp_bias) bias(here("ffn_down_bias"), spec_.dim, mlp + "down_proj.bias");
   }
 
   void experts() {
     const std::string router = source_ + names_.router;
-    matrix(here("router"), TensorRole::kRouter, spec_.n_experts, spec_.dim, router + ".weight");
+    matrix(here("router"), spec_.n_experts, spec_.dim, router + ".weight");
     if (spec_.router_bias) bias(here("router_bias"), spec_.n_experts, router + ".bias");
     for (uint32_t e = 0; e < spec_.n_experts; ++e) {
       const auto expert = [&](const char* part) { return expert_tensor(layer_, e, part); };
@@ -114,10 +116,10 @@ class Planner {
         return {{source_ + names_.experts + "down_proj" + stacked_suffix, 0, spec_.dim, 1,
                  static_cast<int32_t>(e)}};
       };
-      gate_up(expert("gate_up"), TensorRole::kLinear, spec_.dim, both(".weight", ""));
-      if (spec_.mlp_bias) gate_up(expert("gate_up_bias"), TensorRole::kBias, 1, both(".bias", "_bias"));
-      add(expert("down"), TensorRole::kLinear, spec_.dim, spec_.ffn_dim, down(".weight", ""));
-      if (spec_.mlp_bias) add(expert("down_bias"), TensorRole::kBias, 1, spec_.dim, down(".bias", "_bias"));
+      gate_up(expert("gate_up"), spec_.dim, both(".weight", ""));
+      if (spec_.mlp_bias) gate_up(expert("gate_up_bias"), 1, both(".bias", "_bias"));
+      add(expert("down"), spec_.dim, spec_.ffn_dim, down(".weight", ""));
+      if (spec_.mlp_bias) add(expert("down_bias"), 1, spec_.dim, down(".bias", "_bias"));
     }
   }
 

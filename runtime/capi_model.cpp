@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "models/weight_count.h"
 #include "runtime/capi.h"
 #include "runtime/chat_render.h"
 #include "runtime/golden.h"
@@ -28,23 +29,6 @@ std::string to_text(const MetadataValue& value) {
       value);
 }
 
-struct BitCount {
-  double linear_bits = 0, linear_weights = 0, weights = 0;
-};
-
-// Linear layers are the matrices other than embedding and head; every byte of them counts, padding and indices too.
-BitCount count_bits(const Container& container) {
-  BitCount count;
-  for (const Tensor& tensor : container.tensors()) {
-    const double n = static_cast<double>(tensor.n_rows) * tensor.n_cols;
-    count.weights += n;
-    if (tensor.n_rows == 1 || tensor.name == "embed" || tensor.name == "head") continue;
-    count.linear_weights += n;
-    count.linear_bits += 8 * static_cast<double>(tensor.size_bytes);
-  }
-  return count;
-}
-
 std::string model_fact(const Model& model, std::string_view key) {
   const Container& container = model.container();
   const ModelSpec& spec = model.spec();
@@ -58,12 +42,10 @@ std::string model_fact(const Model& model, std::string_view key) {
   if (key == "chat_template") return model.chat_template() != nullptr ? "yes" : "no";
   if (key == "bos_id") return fmt::format("{}", model.tokenizer().bos_id());
   if (key == "eos_ids") return fmt::format("{}", fmt::join(model.tokenizer().eos_ids(), ","));
-  const BitCount count = count_bits(container);
-  if (key == "parameters") return fmt::format("{:.0f}", count.weights);
-  if (key == "linear_bpw")
-    return fmt::format("{:.4f}", count.linear_weights > 0 ? count.linear_bits / count.linear_weights : 0.0);
-  if (key == "file_bpw")
-    return fmt::format("{:.4f}", 8 * static_cast<double>(container.file_size()) / count.weights);
+  const WeightCount count = count_weights(container);
+  if (key == "parameters") return fmt::format("{}", count.weights);
+  if (key == "linear_bpw") return fmt::format("{:.4f}", count.linear_bits());
+  if (key == "file_bpw") return fmt::format("{:.4f}", count.file_bits(container.file_size()));
   const auto entry = container.metadata().entries().find(key);
   if (entry == container.metadata().entries().end())
     throw_error(ErrorCode::kInvalidArgument, "{}: the model has no fact '{}'", container.path(), key);

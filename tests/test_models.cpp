@@ -1,6 +1,7 @@
 // Configs as published by their authors, read into specs; specs through metadata and back; hostile specs.
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "models/experts.h"
@@ -313,6 +314,33 @@ TEST_CASE("a plan names every tensor once and fuses matrices of one input") {
   CHECK(gate_up->n_rows == 2 * 4864);
   CHECK(gate_up->order == RowOrder::kInterleave16);
   CHECK(find(family_for("LlamaForCausalLM", "").plan(read(kLlama2)), "head") != nullptr);
+}
+
+TEST_CASE("a tensor's name says its role") {
+  ModelSpec spec;
+  spec.vocab_size = 9, spec.dim = spec.ffn_dim = 8, spec.n_layers = 1, spec.n_heads = spec.n_kv_heads = 1,
+  spec.head_dim = 8;
+  spec.qkv_bias = spec.attn_out_bias = spec.mlp_bias = spec.qk_norm = spec.post_norms = spec.attn_sinks =
+      spec.router_bias = true;
+  std::map<TensorRole, std::set<std::string>> names;
+  for (const uint32_t n_experts : {0u, 1u}) {
+    spec.n_experts = spec.n_active_experts = n_experts;
+    for (const TensorPlan& plan : plan_tensors(spec)) names[plan.role].insert(plan.name);
+  }
+  const std::string e = "layers.0.experts.0.";
+  CHECK(names[TensorRole::kEmbedding] == std::set<std::string>{"embed"});
+  CHECK(names[TensorRole::kHead] == std::set<std::string>{"head"});
+  CHECK(names[TensorRole::kRouter] == std::set<std::string>{"layers.0.router"});
+  CHECK(names[TensorRole::kLinear] == std::set<std::string>{"layers.0.attn_qkv", "layers.0.attn_out",
+                                                            "layers.0.ffn_gate_up", "layers.0.ffn_down",
+                                                            e + "gate_up", e + "down"});
+  CHECK(names[TensorRole::kNorm] == std::set<std::string>{"norm", "layers.0.attn_norm", "layers.0.q_norm",
+                                                          "layers.0.k_norm", "layers.0.attn_post_norm",
+                                                          "layers.0.ffn_norm", "layers.0.ffn_post_norm"});
+  CHECK(names[TensorRole::kBias] ==
+        std::set<std::string>{"layers.0.attn_qkv_bias", "layers.0.sinks", "layers.0.attn_out_bias",
+                              "layers.0.ffn_gate_up_bias", "layers.0.ffn_down_bias", "layers.0.router_bias",
+                              e + "gate_up_bias", e + "down_bias"});
 }
 
 TEST_CASE("a spec survives metadata and its bytes") {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "format/atomic_file.h"
+#include "models/weight_count.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
@@ -37,7 +38,7 @@ std::string short_list(const std::vector<T>& values) {
 }
 
 std::string to_json(const Container& container) {
-  const Totals totals = count(container);
+  const WeightCount totals = count_weights(container);
   Json out;
   out["file"] = container.path();
   out["file_bytes"] = container.file_size();
@@ -70,7 +71,7 @@ std::string to_json(const Container& container) {
 }
 
 std::string to_lines(const Container& container, bool with_tensors) {
-  const Totals totals = count(container);
+  const WeightCount totals = count_weights(container);
   std::string out =
       fmt::format("file            {} ({})\nfingerprint     {:016x}\nparameters      {}\n", container.path(),
                   human_bytes(container.file_size()), container.fingerprint(), totals.weights);
@@ -101,19 +102,6 @@ std::string to_lines(const Container& container, bool with_tensors) {
 }
 
 }  // namespace
-
-Totals count(const Container& container) {
-  Totals totals;
-  for (const Tensor& tensor : container.tensors()) {
-    const uint64_t n = uint64_t{tensor.n_rows} * tensor.n_cols;
-    totals.weights += n;
-    totals.tensor_bytes += tensor.size_bytes;
-    if (tensor.n_rows == 1 || tensor.name == "embed" || tensor.name == "head") continue;
-    totals.linear_weights += n;
-    totals.linear_bytes += tensor.size_bytes;
-  }
-  return totals;
-}
 
 double bits_per_weight(const Tensor& tensor) {
   return 8.0 * static_cast<double>(tensor.size_bytes) / (static_cast<double>(tensor.n_rows) * tensor.n_cols);

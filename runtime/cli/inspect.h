@@ -9,19 +9,6 @@
 
 namespace pith::cli {
 
-// Linear layers are the matrices other than embedding and head. All bytes count: padding, indices, scales.
-struct Totals {
-  uint64_t weights = 0, linear_weights = 0, linear_bytes = 0, tensor_bytes = 0;
-  double linear_bits() const {
-    return linear_weights > 0 ? 8.0 * static_cast<double>(linear_bytes) / static_cast<double>(linear_weights)
-                              : 0;
-  }
-  double file_bits(uint64_t file_bytes) const {
-    return weights > 0 ? 8.0 * static_cast<double>(file_bytes) / static_cast<double>(weights) : 0;
-  }
-};
-Totals count(const Container& container);
-
 double bits_per_weight(const Tensor& tensor);
 
 // What the converter measured: relative squared error of each quantized tensor, tr(E H E') / tr(W H W').

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <filesystem>
 
+#include "models/weight_count.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/human_bytes.h"
 #include "runtime/cli/inspect.h"
@@ -177,7 +178,7 @@ std::string count_text(uint64_t n) {
   return n >= 1'000'000 ? fmt::format("{:.1f} million", static_cast<double>(n) / 1e6) : fmt::format("{}", n);
 }
 
-std::string cards(const Container& container, const Totals& totals) {
+std::string cards(const Container& container, const WeightCount& totals) {
   const Metadata& metadata = container.metadata();
   std::string out = "<div class=\"cards\">\n";
   out += card("bits per weight", fmt::format("{:.3f}", totals.linear_bits()),
@@ -196,12 +197,14 @@ std::string cards(const Container& container, const Totals& totals) {
   return out + "</div>\n";
 }
 
-std::string where_the_bytes_are(const Container& container, const Totals& totals) {
+std::string where_the_bytes_are(const Container& container) {
   uint64_t attention = 0, feed_forward = 0, ends = 0, small = 0;
   for (const Tensor& tensor : container.tensors()) {
-    const bool is_end = tensor.name == "embed" || tensor.name == "head";
+    const TensorRole role = tensor_role(tensor.name);
+    const bool is_end = role == TensorRole::kEmbedding || role == TensorRole::kHead;
+    const bool is_vector = role == TensorRole::kNorm || role == TensorRole::kBias;
     uint64_t& sum = is_end                                          ? ends
-                    : tensor.n_rows == 1                            ? small
+                    : is_vector                                     ? small
                     : tensor.name.find("attn") != std::string::npos ? attention
                                                                     : feed_forward;
     sum += tensor.size_bytes;
@@ -216,8 +219,8 @@ std::string where_the_bytes_are(const Container& container, const Totals& totals
   add("feed-forward", feed_forward);
   add("embedding and head", ends);
   add("norms and biases", small);
-  add("tokenizer, metadata, padding",
-      container.file_size() - std::min(container.file_size(), totals.tensor_bytes));
+  const uint64_t in_tensors = attention + feed_forward + ends + small;
+  add("tokenizer, metadata, padding", container.file_size() - std::min(container.file_size(), in_tensors));
   return "<h2>Where the bytes are</h2><p>Of the whole file.</p>\n<div class=\"box\">" +
          share_bar("Bytes of the file by purpose", parts) + "</div>\n";
 }
@@ -276,7 +279,7 @@ std::string meter(double value, double most, int color) {
 }
 
 std::string inspect_html(const Container& container, const std::string& ablation) {
-  const Totals totals = count(container);
+  const WeightCount totals = count_weights(container);
   const std::map<std::string, float> errors = tensor_errors(container.metadata());
   const Layers layers = by_layer(container, errors);
   const std::string name = escape_html(std::filesystem::path(container.path()).filename().string());
@@ -294,7 +297,7 @@ std::string inspect_html(const Container& container, const std::string& ablation
       name + " - pith</title>\n<style>" + kStyle + "</style></head>\n<body><main>\n<h1>" + name + "</h1>\n";
   out += fmt::format("<p>{}</p>\n<p>fingerprint <code>{:016x}</code></p>\n", escape_html(origin),
                      container.fingerprint());
-  out += cards(container, totals) + where_the_bytes_are(container, totals);
+  out += cards(container, totals) + where_the_bytes_are(container);
   if (!layers.parts.empty()) out += charts(layers);
   if (!ablation.empty()) out += ablation_section(ablation);
   out += tensor_table(container, errors) + metadata_table(metadata);

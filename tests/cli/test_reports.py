@@ -5,6 +5,7 @@ import json
 import shutil
 import unittest
 
+import tiny_model
 from harness import CliTest, pith
 
 ARC = [{"centerpiece": "What is wet?", "options": ["Sand", "Water", "Fire"], "correct_options_idx": [1]},
@@ -192,6 +193,21 @@ class Inspect(CliTest):
             self.assertIn(f"{tensor['relative_error']:.5f}", line)
         self.assertRegex(text, r"quality +perplexity [0-9.]+ times the original's, KL divergence [0-9.]+")
         self.assertTrue(all("relative_error" not in t for t in out["tensors"] if t["kind"] != "q24"))
+
+    def test_bits_of_the_linear_layers_leave_routers_out_wherever_they_are_counted(self):
+        checkpoint, path = self.folder / "mixture", self.folder / "mixture.pith"
+        tiny_model.write(checkpoint, "mixture")
+        summary = self.ok(pith("convert", checkpoint, "-o", path, "--bits", "3.3", *self.models.calibration)).text
+        out = json.loads(self.ok(pith("inspect", path, "--json")).text)
+        linear = [t for t in out["tensors"] if t["name"].startswith("layers.") and t["kind"] == "q24"]
+        self.assertEqual({t["kind"] for t in out["tensors"] if t["name"].endswith(".router")}, {"bf16"})
+        bits = 8 * sum(t["bytes"] for t in linear) / sum(t["shape"][0] * t["shape"][1] for t in linear)
+        self.assertAlmostEqual(out["metadata"]["quality.linear_bits"], bits, places=9)
+        self.assertAlmostEqual(out["linear_bpw"], bits, places=9)
+        self.assertIn(f"{bits:.3f} bits per weight of the linear", summary)
+        self.assertIn(f"bits per weight {bits:.3f} linear layers", self.ok(pith("inspect", path)).text)
+        self.ok(pith("inspect", path, "--html", self.folder / "page.html"))
+        self.assertIn(f">{bits:.3f}<", (self.folder / "page.html").read_text())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ TEMPLATE = ("{{ bos_token }}{% for message in messages %}{{ '<|' + message['role
             "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 # name of a defect -> what it does is in write()
 BREAKS = ["truncated-shard", "wrong-dtype", "missing-tensor", "vocabulary", "architecture", "nan", "unknown-key",
-          "no-template", "nan-router", "huge-norm"]  # the last two of a mixture of experts
+          "no-template", "mixture", "nan-router", "huge-norm"]  # the last three a mixture of experts
 EXPERTS, ACTIVE_EXPERTS = 8, 4
 
 
@@ -94,7 +94,7 @@ def write(folder, defect=None):
         config["warp_factor"] = 9
     if defect == "vocabulary":
         tok["model"]["vocab"]["zzzz"] = n_vocab + 7
-    is_mixture = defect in ("nan-router", "huge-norm")
+    is_mixture = defect in ("mixture", "nan-router", "huge-norm")
     if is_mixture:
         config.update(architectures=["MixtralForCausalLM"], model_type="mixtral", num_local_experts=EXPERTS,
                       num_experts_per_tok=ACTIVE_EXPERTS)
