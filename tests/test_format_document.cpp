@@ -1,8 +1,13 @@
-// FORMAT.md against the code: its hex dump is what the writer writes, its figures are what the layout gives.
+// FORMAT.md against the code: its hex dump is what the writer writes, its figures are what the layout gives, its keys and tensors
+// are those of a converted model.
 #include <catch2/catch.hpp>
+#include <set>
 #include <sstream>
 
+#include "convert_cases.h"
 #include "format_samples.h"
+#include "models/family.h"
+#include "runtime/tokenizer.h"
 
 using namespace pith;
 using namespace pith::test;
@@ -14,7 +19,7 @@ std::string document() {
   return std::string(bytes.begin(), bytes.end());
 }
 
-// The worked example of FORMAT.md, section 7; its prose describes these values.
+// The worked example of FORMAT.md, section 8; its prose describes these values.
 Bytes worked_example() {
   q24::Unpacked w;
   w.shape = {3, 50, 16, 16, 1};
@@ -84,6 +89,51 @@ std::string dump_in_document() {
   return out;
 }
 
+struct DocumentedKey {
+  std::string key, type, default_value;
+};
+
+// The rows of the table of keys.
+std::vector<DocumentedKey> documented_keys() {
+  std::istringstream in(document());
+  std::vector<DocumentedKey> keys;
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream row(line);
+    std::string before, key, type, default_value;
+    std::getline(row, before, '|');
+    std::getline(row, key, '|');
+    std::getline(row, type, '|');
+    std::getline(row, default_value, '|');
+    const auto trimmed = [](const std::string& s) { return s.size() > 2 ? s.substr(1, s.size() - 2) : ""; };
+    key = trimmed(key);
+    if (key.starts_with("`model.") || key.starts_with("`tokenizer."))
+      keys.push_back({key.substr(1, key.size() - 2), trimmed(type), trimmed(default_value)});
+  }
+  return keys;
+}
+
+// Counters of layers, ropes and experts as the document has them.
+std::string with_letters(const std::string& name) {
+  std::string out;
+  for (size_t i = 0; i < name.size();) {
+    if (i > 0 && name[i - 1] == '.' && name[i] >= '0' && name[i] <= '9') {
+      out += out.ends_with("experts.") ? 'E' : 'N';
+      while (i < name.size() && name[i] >= '0' && name[i] <= '9') ++i;
+    } else {
+      out += name[i++];
+    }
+  }
+  return out;
+}
+
+template <typename Keep>
+Metadata only(const Metadata& metadata, Keep&& keep) {
+  Metadata kept;
+  for (const auto& [key, value] : metadata.entries())
+    if (keep(key)) kept.set(key, value);
+  return kept;
+}
+
 }  // namespace
 
 TEST_CASE("the hex dump of FORMAT.md is what the writer writes") {
@@ -103,5 +153,76 @@ TEST_CASE("the bits per weight of FORMAT.md are what the layout gives") {
         fmt::format("| {} | {:.4f} |", bytes, static_cast<double>(bytes) * 8 / (4096.0 * 4096));
     CAPTURE(row);
     CHECK(text.find(row) != std::string::npos);
+  }
+}
+
+TEST_CASE("FORMAT.md names every key of a converted model, with its type and whether it may be missing") {
+  TinyCheckpoint checkpoint;
+  checkpoint.write();
+  std::ofstream(checkpoint.model_dir() + "/tokenizer_config.json")
+      << R"({"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages[0]['content'] }}"})";
+  std::ofstream(checkpoint.model_dir() + "/generation_config.json")
+      << R"({"do_sample": true, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
+             "repetition_penalty": 1.1})";
+  ConvertOptions options = options_for(checkpoint, 3.5);
+  options.calibration_tokens = 2048;  // enough for a held-out part
+  convert(checkpoint.model_dir(), options);
+  const Container container = Container::open(checkpoint.output());
+  const Metadata& metadata = container.metadata();
+  REQUIRE(metadata.has("golden.top_logits"));
+  REQUIRE(metadata.has("quality.kl"));
+  REQUIRE(metadata.has("generation.min_p"));
+
+  const std::string text = document();
+  std::map<std::string, std::string> type_of;
+  for (const auto& [key, value] : metadata.entries()) {
+    CAPTURE(key);
+    CHECK(text.find("`" + with_letters(key) + "`") != std::string::npos);
+    type_of[with_letters(key)] = metadata_type_name(value.index());
+  }
+  std::set<std::string> defaulted;
+  for (const DocumentedKey& row : documented_keys()) {
+    CAPTURE(row.key, row.type, row.default_value);
+    if (row.key == "tokenizer.sentencepiece" || row.key == "tokenizer.scores") continue;  // of other kinds
+    REQUIRE(type_of.count(row.key) == 1);
+    CHECK(row.type == type_of[row.key]);
+    if (row.default_value != "-") {
+      if (row.key != "tokenizer.kind") defaulted.insert(row.key);
+      continue;
+    }
+    const Metadata without =
+        only(metadata, [&](const std::string& key) { return with_letters(key) != row.key; });
+    if (row.key.starts_with("model."))
+      CHECK_THROWS_AS(load_spec(without, "file"), Error);
+    else
+      CHECK_THROWS_AS(Tokenizer::open(without, 300), Error);
+  }
+  CHECK(defaulted.size() == 15);
+  const Metadata least =
+      only(metadata, [&](const std::string& key) { return defaulted.count(with_letters(key)) == 0; });
+  CHECK_NOTHROW(load_spec(least, "file"));
+  CHECK_NOTHROW(Tokenizer::open(least, 300));
+}
+
+TEST_CASE("FORMAT.md names every tensor of a model") {
+  ModelSpec spec;
+  spec.vocab_size = 9, spec.dim = spec.ffn_dim = 8, spec.n_layers = 1, spec.n_heads = spec.n_kv_heads = 1,
+  spec.head_dim = 8;
+  spec.qkv_bias = spec.attn_out_bias = spec.mlp_bias = spec.qk_norm = spec.post_norms = spec.attn_sinks =
+      spec.router_bias = true;
+  std::set<std::string> names;
+  for (const uint32_t n_experts : {0u, 1u}) {
+    spec.n_experts = spec.n_active_experts = n_experts;
+    for (const TensorPlan& plan : plan_tensors(spec)) names.insert(with_letters(plan.name));
+  }
+  const std::string text = document();
+  size_t n_rows = 0;
+  for (size_t at = text.find("\n| `layers.N."); at != std::string::npos;
+       at = text.find("\n| `layers.N.", at + 1))
+    ++n_rows;
+  CHECK(names.size() == n_rows + 3);  // embed, norm, head
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    CHECK(text.find("\n| `" + name + "` | [") != std::string::npos);
   }
 }
