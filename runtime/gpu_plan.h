@@ -29,6 +29,12 @@ struct GpuPlan {
   uint64_t total_bytes() const { return weights_bytes + kv_bytes + scratch_bytes; }
 };
 
+struct GpuShape {
+  const char* name;
+  uint64_t vocab_size, dim, ffn_dim, n_layers, n_heads, n_kv_heads, head_dim;
+};
+
+GpuPlan plan_gpu(const GpuShape& shape, double bits);
 // The 7B, 13B and 70B shapes of Llama 2, each at 16 bits and at `bits`.
 std::vector<GpuPlan> plan_gpus(double bits);
 

@@ -4,12 +4,15 @@
 // Built twice: over that device (PITH_EMULATED_DEVICE; with what only it can do: be another device), and as gpu_backend for
 // tests/gpu_check.sh.
 #include <catch2/catch.hpp>
+#include <numeric>
 
 #include "cuda/launch_emulated.h"
+#include "models/weight_count.h"
 #include "random_model.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/decoder.h"
 #include "runtime/gpu/cuda_backend.h"
+#include "runtime/gpu_plan.h"
 #include "runtime/placement.h"
 
 using namespace pith;
@@ -196,6 +199,74 @@ TEST_CASE("the cache goes from cuda to the CPU and back in its common form") {
     const std::vector<float> expected = f.run(*cuda, std::span(ids).subspan(8), {1}, 8);
     CHECK(relative_error(f.run(*again, std::span(ids).subspan(8), {1}, 8), expected) == 0);
     CHECK(relative_error(f.run(*cpu, std::span(ids).subspan(8), {1}, 8), expected) < 1e-5);
+  }
+}
+
+namespace {
+
+// A file of zeros of a Llama's shape. `bits`: 16, or 4-bit codes throughout with an outlier a row in the linear layers.
+std::shared_ptr<const Model> zeros_of(const GpuShape& shape, bool is_plain, const TempFolder& folder) {
+  ModelSpec spec;
+  const auto n = [](uint64_t v) { return static_cast<uint32_t>(v); };
+  spec.family = "test";
+  spec.vocab_size = n(shape.vocab_size), spec.dim = n(shape.dim), spec.ffn_dim = n(shape.ffn_dim);
+  spec.n_layers = n(shape.n_layers), spec.n_heads = n(shape.n_heads), spec.n_kv_heads = n(shape.n_kv_heads);
+  spec.head_dim = n(shape.head_dim), spec.max_context = kGpuPlanTokens, spec.attn_scale = 1;
+  spec.ropes = {{std::vector<float>(shape.head_dim / 2, 1.0f), 1}};
+  spec.layers.assign(spec.n_layers, LayerSpec{});
+  Writer writer(folder / "zeros", 1);
+  for (const TensorPlan& plan : plan_tensors(spec)) {
+    const size_t n_weights = size_t{plan.n_rows} * plan.n_cols;
+    if (plan.n_rows == 1) {
+      writer.add(plan.name, TensorKind::kF32, 1, plan.n_cols, Bytes(4 * n_weights));
+    } else if (is_plain) {
+      writer.add(plan.name, TensorKind::kF16, plan.n_rows, plan.n_cols, Bytes(2 * n_weights));
+    } else {
+      const uint32_t n_slots = plan.role == TensorRole::kLinear ? 1 : 0;
+      q24::Unpacked u;
+      u.shape = {plan.n_rows, plan.n_cols, 16, plan.n_cols - 16 * n_slots, n_slots};
+      u.perm.resize(plan.n_cols);
+      std::iota(u.perm.begin(), u.perm.end(), uint16_t{0});
+      u.col_scale.resize(plan.n_cols / 16);
+      u.codes.resize(n_weights);
+      u.s.resize(n_weights / 16);
+      u.m.resize(n_weights / 16);
+      u.d.resize(plan.n_rows);
+      u.dmin.resize(plan.n_rows);
+      u.outlier_col.resize(size_t{plan.n_rows} * n_slots);
+      u.outlier_delta.resize(size_t{plan.n_rows} * n_slots);
+      writer.add(plan.name, u);
+    }
+  }
+  Metadata metadata;
+  store_spec(spec, metadata);
+  writer.finish(metadata);
+  return Model::open(folder / "zeros");
+}
+
+}  // namespace
+
+// What the plan leaves out: alignment, permutations and row scales of the embedding, parts of attention, counters.
+TEST_CASE("the memory that pith plan --gpus counts for a shape is what the cuda backend takes") {
+  const GpuShape shape{"small", 8000, 1024, 3072, 2, 16, 4, 64};
+  for (const bool is_plain : {true, false}) {
+    const TempFolder folder;
+    const auto model = zeros_of(shape, is_plain, folder);
+    const GpuPlan expected = plan_gpu(shape, count_weights(model->container()).linear_bits());
+    SessionOptions options;
+    options.n_ctx = kGpuPlanTokens;
+    options.prefill_chunk = kGpuPlanChunk;
+    options.kv = is_plain ? KvType::kF16 : KvType::kI8;
+    options.kernels = "async";
+    const MemoryPlan found = kCuda.plan(*model, options, all_layers(model->spec()));
+    INFO("16 bits: " << is_plain);
+    const auto near = [](uint64_t value) { return Approx(static_cast<double>(value)).epsilon(0.01); };
+    CHECK(static_cast<double>(found.weights_bytes) == near(expected.weights_bytes));
+    CHECK(static_cast<double>(found.kv_bytes) == near(expected.kv_bytes));
+    CHECK(static_cast<double>(found.scratch_bytes) == near(expected.scratch_bytes));
+    options.kernels = "auto";
+    const uint64_t with_warpgroups = kCuda.plan(*model, options, all_layers(model->spec())).total();
+    CHECK(with_warpgroups <= expected.total_bytes() + expected.total_bytes() / 100);
   }
 }
 
