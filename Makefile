@@ -3,7 +3,9 @@
 #   make          build/pith, one executable            make install [PREFIX=/usr/local DESTDIR=]
 #   make demo     convert the bundled model and chat     make dist     the self-contained release tarball
 #   make test     build and run every test               make asan     the tests under ASan + UBSan
-#   make deps     install what building needs            make format   clang-format everything
+#   make deps     install what building needs            make tsan     what runs threads, under ThreadSanitizer
+#   make format   clang-format everything                make check    whether everything is formatted
+#   make aarch64  the NEON kernels under qemu, where a cross compiler is
 #   make ablation what each lever of the quantizer is worth
 #   make bench    the README's table of CPU speed (random weights of two shapes, 3 GB on disk)
 #   make families what is equal to the reference, family by family
@@ -29,7 +31,7 @@ if [ -n "$$missing" ]; then echo "installing:$$missing"; \
   $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 endef
 
-.PHONY: ablation all deps test families demo asan tsan install dist check format check-deps dist-deps clean
+.PHONY: ablation all deps test families demo asan tsan aarch64 bench install dist check format check-deps dist-deps clean
 all: deps $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS) --target pith
 
@@ -72,6 +74,9 @@ asan:
 	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DPITH_SANITIZE=ON $(LIGHT)" CTEST_FLAGS="--timeout 1800"
 tsan:
 	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DPITH_TSAN=ON $(LIGHT)" CTEST_FLAGS="-R 'session|^kernels'"
+
+aarch64:
+	@tests/run_aarch64.sh $(abspath $(BUILD))/aarch64
 
 BENCH = $(BUILD)/tinyllama-1.1b.pith $(BUILD)/llama-2-7b.pith
 $(BENCH): $(BUILD)/%.pith: | all

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Cross-compiles the kernels and their test for aarch64 and runs them under qemu-user: the NEON kernels against the
-# scalar reference, bit for bit. Prints SKIP and succeeds where the cross compiler or qemu is missing,
+# scalar reference, bit for bit. Prints SKIP and succeeds where one is missing (Debian: g++-aarch64-linux-gnu, qemu-user),
 # or fails with PITH_NO_SKIP=1.
 # usage: tests/run_aarch64.sh [BUILD_FOLDER]
 set -eu
