@@ -15,7 +15,7 @@ for package in catch2 fmt nlohmann; do ln -sfn /usr/include/$package "$out/inclu
 flags="-std=c++20 -O2 -ffp-contract=off -static -DFMT_HEADER_ONLY -DCATCH_CONFIG_NO_POSIX_SIGNALS -I$root -isystem $out/include"
 objects=
 for source in tests/main tests/test_kernels format/q24 format/q24_check runtime/cpu/arena runtime/cpu/dispatch \
-  runtime/cpu/kv_cache runtime/cpu/scalar runtime/cpu/neon runtime/thread_pool; do
+  runtime/cpu/kv_cache runtime/cpu/scalar runtime/cpu/neon; do
   object=$out/$(echo $source | tr / _).o
   extra=
   [ $source = runtime/cpu/neon ] && extra=-march=armv8.2-a+dotprod

@@ -2,7 +2,6 @@
 #include <catch2/catch.hpp>
 #include <cerrno>
 
-#include "format/atomic_file.h"
 #include "format/journal.h"
 #include "format_samples.h"
 
@@ -47,8 +46,7 @@ class FailingIo : public Io {
   int rename(const char* from, const char* to) override {
     return fail_rename ? failed() : Io::rename(from, to);
   }
-  int unlink(const char* path) override { return fail_unlink ? failed() : Io::unlink(path); }
-  bool fail_write = false, fail_rename = false, fail_unlink = false;
+  bool fail_write = false, fail_rename = false;
 
  private:
   static int failed() {
@@ -157,122 +155,4 @@ TEST_CASE("a journal's record that does not hold what its type says is not read"
   CHECK_FALSE(is_read(kNote, {}));
   CHECK_FALSE(is_read(0, {0, 0, 0, 0}));
   CHECK_FALSE(is_read(3, Bytes(kRecord + 1, 'a')));
-}
-
-TEST_CASE("a writer that has finished or given up takes nothing more") {
-  const TempFolder folder;
-  Writer writer(folder / "f", kJob);
-  SampleFile::add(writer, 0);
-  writer.finish({});
-  const Bytes file = read_file(folder / "f");
-  CHECK_THROWS_WITH(writer.finish(SampleFile::metadata()), Contains("finished twice"));
-  CHECK(read_file(folder / "f") == file);
-
-  Writer given_up(folder / "g", kJob);
-  given_up.discard();
-  CHECK_THROWS_WITH(SampleFile::add(given_up, 0), Contains("after the end"));
-  CHECK_THROWS_WITH(given_up.finish({}), Contains("finished twice"));
-}
-
-TEST_CASE("discard says what it could not remove") {
-  const TempFolder folder;
-  FailingIo io;
-  Writer writer(folder / "f", kJob, io);
-  io.fail_unlink = true;
-  CHECK_THROWS_WITH(writer.discard(), Contains("f.part: cannot remove"));
-}
-
-TEST_CASE("reading a tensor back wants its size, and says when the .part has lost it") {
-  const TempFolder folder;
-  Writer writer(folder / "f", kJob);
-  const Bytes data(256, 1);
-  writer.add("a", TensorKind::kF32, 1, 64, data);
-  Bytes out(256);
-  writer.read("a", out);
-  CHECK(out == data);
-  Bytes small(128);
-  CHECK_THROWS_WITH(writer.read("a", small), Contains("128 bytes wanted of 256"));
-  CHECK_THROWS_WITH(writer.read("b", out), Contains("'b' is not there"));
-  fs::resize_file(folder / "f.part", 300);
-  CHECK_THROWS_WITH(writer.read("a", out), Contains("'a' cannot be read back"));
-}
-
-TEST_CASE("plain data is no content of a q24 tensor") {
-  const TempFolder folder;
-  Writer writer(folder / "f", kJob);
-  CHECK_THROWS_WITH(writer.add("a", TensorKind::kQ24, 1, 64, Bytes(256)), Contains("needs its Unpacked"));
-}
-
-TEST_CASE("a .part that another writer replaces between open and lock is left alone") {
-  class ReplacingIo : public Io {
-   public:
-    explicit ReplacingIo(std::string path) : path_(std::move(path)) {}
-    int flock(int fd, int operation) override {
-      if (n_calls++ == 0) {
-        fs::rename(path_, path_ + ".old");
-        write_file(path_, Bytes{'n', 'e', 'w'});
-      }
-      return Io::flock(fd, operation);
-    }
-    int n_calls = 0;
-
-   private:
-    std::string path_;
-  };
-  const TempFolder folder;
-  write_file(folder / "f", Bytes{'o', 'l', 'd'});
-  ReplacingIo io(folder / "f");
-  const File file = open_locked(io, folder / "f");
-  CHECK(io.n_calls == 2);
-  Bytes bytes(3);
-  CHECK(file.read_at(0, bytes.data(), 3) == 3);
-  CHECK(bytes == Bytes{'n', 'e', 'w'});
-}
-
-TEST_CASE("an atomic file is on disk before it is in place, and its folder after") {
-  class RecordingIo : public Io {
-   public:
-    int fsync(int fd) override {
-      calls += "sync ";
-      return Io::fsync(fd);
-    }
-    int rename(const char* from, const char* to) override {
-      calls += "rename ";
-      return Io::rename(from, to);
-    }
-    std::string calls;
-  };
-  const TempFolder folder;
-  RecordingIo io;
-  AtomicFile out(folder / "f", 0666, io);
-  out.file().write_at(0, "abc", 3);
-  out.commit();
-  CHECK(io.calls == "sync rename sync ");
-}
-
-TEST_CASE("an atomic file takes nothing of a .part that was left behind, and leaves the next one alone") {
-  const TempFolder folder;
-  write_file(folder / "f.part", Bytes(100, 'x'));
-  {
-    AtomicFile out(folder / "f");
-    out.file().write_at(0, "abc", 3);
-    out.commit();
-    CHECK(read_file(folder / "f") == Bytes{'a', 'b', 'c'});
-    write_file(folder / "f.part", Bytes{'n', 'e', 'x', 't'});  // another writer's
-  }
-  CHECK(fs::exists(folder / "f.part"));
-}
-
-TEST_CASE("a file system without locks is written to") {
-  class NoLockIo : public Io {
-   public:
-    int flock(int, int) override {
-      errno = ENOLCK;
-      return -1;
-    }
-  };
-  const TempFolder folder;
-  NoLockIo io;
-  CHECK_NOTHROW(AtomicFile(folder / "f", 0666, io).commit());
-  CHECK(fs::exists(folder / "f"));
 }

@@ -471,27 +471,6 @@ TEST_CASE("a folder on a file system that cannot sync folders is no error") {
   CHECK(fs::exists(folder / "g"));
 }
 
-TEST_CASE("an atomic file is what it was until commit, and a second writer is refused") {
-  const TempFolder folder;
-  write_file(folder / "f", kOld);
-  write_file(folder / "f.part", Bytes(100, 'x'));  // left behind
-  {
-    const AtomicFile given_up(folder / "f");
-    given_up.file().write_at(0, "new", 3);
-    CHECK_THAT(error_of([&] { AtomicFile second(folder / "f"); }), Contains("another process is writing it"));
-    CHECK(read_file(folder / "f") == kOld);
-  }
-  CHECK(n_files(folder) == 1);
-  CHECK(read_file(folder / "f") == kOld);
-  AtomicFile file(folder / "f", 0600);
-  file.file().write_at(0, "new", 3);
-  file.commit();
-  CHECK(read_file(folder / "f") == Bytes{'n', 'e', 'w'});
-  CHECK((fs::status(folder / "f").permissions() & fs::perms::all) ==
-        (fs::perms::owner_read | fs::perms::owner_write));
-  CHECK(n_files(folder) == 1);
-}
-
 TEST_CASE("a preview opens while it is used and not after, and the file is the same as without") {
   const TempFolder folder;
   const auto write = [&](const std::string& name, bool with_preview, bool fails) {
@@ -567,4 +546,57 @@ TEST_CASE("a file name without a folder is written to the current one") {
   run("f", Io::system());
   fs::current_path(before);
   CHECK(read_file(folder / "f") == sample_bytes());
+}
+
+TEST_CASE("a writer that has finished or given up takes nothing more") {
+  const TempFolder folder;
+  Writer writer(folder / "f", kJob);
+  SampleFile::add(writer, 0);
+  writer.finish({});
+  const Bytes file = read_file(folder / "f");
+  CHECK_THROWS_WITH(writer.finish(SampleFile::metadata()), Contains("finished twice"));
+  CHECK(read_file(folder / "f") == file);
+
+  Writer given_up(folder / "g", kJob);
+  given_up.discard();
+  CHECK_THROWS_WITH(SampleFile::add(given_up, 0), Contains("after the end"));
+  CHECK_THROWS_WITH(given_up.finish({}), Contains("finished twice"));
+}
+
+TEST_CASE("discard says what it could not remove") {
+  class KeepingIo : public Io {
+   public:
+    int unlink(const char* path) override {
+      if (!keeps) return Io::unlink(path);
+      errno = EACCES;
+      return -1;
+    }
+    bool keeps = false;
+  };
+  const TempFolder folder;
+  KeepingIo io;
+  Writer writer(folder / "f", kJob, io);
+  io.keeps = true;
+  CHECK_THROWS_WITH(writer.discard(), Contains("f.part: cannot remove"));
+}
+
+TEST_CASE("reading a tensor back wants its size, and says when the .part has lost it") {
+  const TempFolder folder;
+  Writer writer(folder / "f", kJob);
+  const Bytes data(256, 1);
+  writer.add("a", TensorKind::kF32, 1, 64, data);
+  Bytes out(256);
+  writer.read("a", out);
+  CHECK(out == data);
+  Bytes small(128);
+  CHECK_THROWS_WITH(writer.read("a", small), Contains("128 bytes wanted of 256"));
+  CHECK_THROWS_WITH(writer.read("b", out), Contains("'b' is not there"));
+  fs::resize_file(folder / "f.part", 300);
+  CHECK_THROWS_WITH(writer.read("a", out), Contains("'a' cannot be read back"));
+}
+
+TEST_CASE("plain data is no content of a q24 tensor") {
+  const TempFolder folder;
+  Writer writer(folder / "f", kJob);
+  CHECK_THROWS_WITH(writer.add("a", TensorKind::kQ24, 1, 64, Bytes(256)), Contains("needs its Unpacked"));
 }
