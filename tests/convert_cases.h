@@ -1,4 +1,4 @@
-// What the tests of conversion share (test_convert*.cpp): options that are quick, refusals, tensors as floats.
+// What the tests of conversion share (test_convert*.cpp): options that are quick, refusals.
 #pragma once
 #include <sys/wait.h>
 #include <unistd.h>
@@ -9,6 +9,7 @@
 #include "convert/json_file.h"
 #include "format/container.h"
 #include "format/error.h"
+#include "tests/tensor_floats.h"
 #include "tests/tiny_checkpoint.h"
 
 namespace pith::test {
@@ -41,27 +42,6 @@ inline std::string failure(const TinyCheckpoint& checkpoint, const ConvertOption
 }
 inline std::string failure(const TinyCheckpoint& checkpoint, double bits = 16) {
   return failure(checkpoint, options_for(checkpoint, bits));
-}
-
-inline std::vector<float> decode(const Container& container, const std::string& name) {
-  const Tensor& tensor = container.get(name);
-  container.verify_tensor(tensor);
-  std::vector<float> values(size_t{tensor.n_rows} * tensor.n_cols);
-  if (tensor.kind == TensorKind::kQ24) {
-    for (uint32_t r = 0; r < tensor.n_rows; ++r)
-      q24::dequantize_row(tensor.q24_view(), r, values.data() + size_t{r} * tensor.n_cols);
-    return values;
-  }
-  for (size_t i = 0; i < values.size(); ++i) {
-    uint16_t bits;
-    if (tensor.kind == TensorKind::kF32) {
-      std::memcpy(&values[i], tensor.data + 4 * i, 4);
-    } else {
-      std::memcpy(&bits, tensor.data + 2 * i, 2);
-      values[i] = tensor.kind == TensorKind::kF16 ? f16_to_float(bits) : bf16_to_float(bits);
-    }
-  }
-  return values;
 }
 
 // Runs body in a child; its exit code, or -signal.

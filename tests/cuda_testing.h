@@ -12,6 +12,7 @@
 #include "cuda/kernels.h"
 #include "format/float16.h"
 #include "format/q24.h"
+#include "random_q24.h"
 
 namespace pith::cuda {
 
@@ -68,32 +69,14 @@ struct Matrix {
 inline Matrix random_matrix(const q24::Shape& shape, const std::function<void(q24::Unpacked&)>& edit = {}) {
   Matrix m;
   m.layout = q24::make_layout(shape);
-  q24::Unpacked& u = m.unpacked;
-  u.shape = shape;
-  const uint32_t padded = m.layout.padded_cols, groups = padded / shape.group;
-  u.perm.assign(padded, 0xffff);
-  for (uint32_t c = 0; c < shape.n_cols; ++c) u.perm[c] = static_cast<uint16_t>(c);
-  std::shuffle(u.perm.begin(), u.perm.begin() + shape.n_cols, rng());
-  for (uint32_t i = 0; i < m.layout.n_lines; ++i)
-    u.col_scale.push_back(float_to_f16(0.5f + 0.01f * static_cast<float>(below(100))));
-  const uint32_t first_fine = padded - shape.n_fine;
-  for (uint32_t r = 0; r < shape.n_rows; ++r) {
-    u.d.push_back(float_to_f16(0.01f + 0.001f * static_cast<float>(below(20))));
-    u.dmin.push_back(float_to_f16(0.02f + 0.001f * static_cast<float>(below(20))));
-    for (uint32_t c = 0; c < padded; ++c)
-      u.codes.push_back(static_cast<uint8_t>(below(c < first_fine ? 4 : 16)));
-    for (uint32_t g = 0; g < groups; ++g) {
-      u.s.push_back(static_cast<uint8_t>(below(16)));
-      u.m.push_back(static_cast<uint8_t>(below(16)));
-    }
-    for (uint32_t i = 0; i < shape.n_slots; ++i) {
-      u.outlier_col.push_back(static_cast<uint16_t>(below(std::min(shape.n_cols, first_fine))));
-      u.outlier_delta.push_back(float_to_f16(normal()));
-    }
-  }
-  if (edit) edit(u);
+  const auto number = [](float least, float step, uint32_t n) {
+    return [=] { return least + step * static_cast<float>(below(n)); };
+  };
+  m.unpacked = test::random_q24(
+      shape, rng(), {number(0.5f, 0.01f, 100), number(0.01f, 0.001f, 20), number(0.02f, 0.001f, 20), normal});
+  if (edit) edit(m.unpacked);
   m.packed.resize(m.layout.size_bytes);
-  q24::pack(u, m.packed);
+  q24::pack(m.unpacked, m.packed);
   m.bytes = to_device(m.packed, 1024);  // what must be readable after a tensor
   m.weights = q24_weights(m.layout, m.bytes.data());
   return m;

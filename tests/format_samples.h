@@ -1,41 +1,21 @@
 // What the tests and fuzz targets of format/ share: sample tensors and files, aligned bytes, repair of checksums,
 // and an independent re-check of what the reader accepted.
 #pragma once
-#include <unistd.h>
-
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <new>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "format/checksum.h"
 #include "format/container.h"
-#include "format/float16.h"
 #include "format/records.h"
 #include "format/writer.h"
+#include "random_q24.h"
+#include "temp_folder.h"
 
 namespace pith::test {
-
-// A folder that goes away with the object.
-class TempFolder {
- public:
-  TempFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "pith-test-XXXXXX").string();
-    if (mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
-    path_ = pattern;
-  }
-  ~TempFolder() { std::filesystem::remove_all(path_); }
-  TempFolder(const TempFolder&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // 128-byte aligned bytes of exactly the given size, so that AddressSanitizer sees a read past the end.
 class AlignedBytes {
@@ -64,38 +44,6 @@ inline void write_file(const std::string& path, std::span<const uint8_t> bytes) 
       .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
-// Random content of a shape that obeys every rule, with zeros wherever padding is: unpack(pack(x)) == x.
-inline q24::Unpacked random_unpacked(const q24::Shape& shape, uint32_t seed) {
-  std::mt19937 rng(seed);
-  const q24::Layout layout = q24::make_layout(shape);
-  const uint32_t cols = layout.padded_cols, groups = cols / shape.group, first_fine = cols - shape.n_fine;
-  const auto below = [&rng](uint32_t n) { return static_cast<uint32_t>(rng() % n); };
-  const auto half = [&] { return float_to_f16(static_cast<float>(below(2001)) / 1000.0f - 1.0f); };
-  q24::Unpacked u;
-  u.shape = shape;
-  u.perm.assign(cols, 0xffff);
-  for (uint32_t c = 0; c < shape.n_cols; ++c) u.perm[c] = static_cast<uint16_t>(c);
-  std::shuffle(u.perm.begin(), u.perm.begin() + shape.n_cols, rng);
-  u.col_scale.assign(cols / 16, 0);
-  for (uint32_t i = 0; i * 16 < shape.n_cols; ++i) u.col_scale[i] = half();
-  for (uint32_t r = 0; r < shape.n_rows; ++r) {
-    u.d.push_back(half());
-    u.dmin.push_back(half());
-    for (uint32_t c = 0; c < cols; ++c)
-      u.codes.push_back(c < shape.n_cols ? static_cast<uint8_t>(below(c < first_fine ? 4 : 16)) : uint8_t{0});
-    for (uint32_t g = 0; g < groups; ++g) {
-      const bool real = g * shape.group < shape.n_cols;
-      u.s.push_back(real ? static_cast<uint8_t>(below(16)) : uint8_t{0});
-      u.m.push_back(real ? static_cast<uint8_t>(below(16)) : uint8_t{0});
-    }
-    for (uint32_t i = 0; i < shape.n_slots; ++i) {
-      u.outlier_col.push_back(static_cast<uint16_t>(below(shape.n_cols)));
-      u.outlier_delta.push_back(half());
-    }
-  }
-  return u;
-}
-
 inline std::span<const uint8_t> raw(const std::vector<float>& values) {
   return {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(float)};
 }
@@ -108,7 +56,7 @@ struct SampleFile {
   static void add(Writer& writer, size_t i) {
     if (i == 0) writer.add(kNames[0], TensorKind::kF32, 1, 5, raw({1.0f, -2.0f, 0.5f, 0.25f, 3.0f}));
     if (i == 1 || i == 2)  // equal sizes, different content
-      writer.add(kNames[i], random_unpacked({33, 65, 16, 80, 2}, static_cast<uint32_t>(i)));
+      writer.add(kNames[i], random_q24({33, 65, 16, 80, 2}, static_cast<uint32_t>(i)));
     if (i == 3) writer.add(kNames[3], TensorKind::kBF16, 3, 2, Bytes(12, 0x3f));
   }
   static Metadata metadata() {

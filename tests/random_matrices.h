@@ -6,7 +6,7 @@
 
 #include "convert/metric.h"
 
-namespace pith {
+namespace pith::test {
 
 inline std::vector<float> gaussian(size_t n, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -45,4 +45,4 @@ inline std::vector<float> correlated_inputs(uint32_t n, uint64_t seed, uint32_t 
   return x;
 }
 
-}  // namespace pith
+}  // namespace pith::test

@@ -12,6 +12,7 @@
 #include "format/writer.h"
 #include "format_samples.h"
 #include "models/family.h"
+#include "random_q24.h"
 
 namespace pith::test {
 
@@ -20,38 +21,6 @@ inline std::vector<float> random_floats(size_t n, double deviation, std::mt19937
   std::vector<float> values(n);
   for (float& v : values) v = static_cast<float>(normal(rng));
   return values;
-}
-
-// Any valid Q24 content: every code, scale, minimum and slot is used.
-inline q24::Unpacked random_q24(const q24::Shape& shape, double deviation, std::mt19937_64& rng) {
-  const q24::Layout l = q24::make_layout(shape);
-  q24::Unpacked u;
-  u.shape = shape;
-  const auto below = [&](uint32_t n) { return static_cast<uint32_t>(rng() % n); };
-  u.perm.assign(l.padded_cols, 0xffff);
-  for (uint32_t c = 0; c < shape.n_cols; ++c) u.perm[c] = static_cast<uint16_t>(c);
-  std::shuffle(u.perm.begin(), u.perm.begin() + shape.n_cols, rng);
-  u.col_scale.assign(l.n_lines, 0);
-  for (uint32_t i = 0; i < (shape.n_cols + 15) / 16; ++i)
-    u.col_scale[i] = float_to_f16(0.5f + static_cast<float>(below(100)) / 100);
-  const uint32_t groups = l.padded_cols / shape.group, first_fine = l.padded_cols - shape.n_fine;
-  for (uint32_t r = 0; r < shape.n_rows; ++r) {
-    // W = d * s * code - dmin * m has about the wanted deviation and little mean.
-    u.d.push_back(float_to_f16(static_cast<float>(deviation / 9 * (0.8 + below(40) / 100.0))));
-    u.dmin.push_back(float_to_f16(static_cast<float>(deviation / 6 * (0.8 + below(40) / 100.0))));
-    for (uint32_t c = 0; c < l.padded_cols; ++c)
-      u.codes.push_back(static_cast<uint8_t>(c >= shape.n_cols ? 0 : below(c < first_fine ? 4 : 16)));
-    for (uint32_t g = 0; g < groups; ++g) {
-      const bool real = g * shape.group < shape.n_cols;
-      u.s.push_back(static_cast<uint8_t>(real ? below(16) : 0));
-      u.m.push_back(static_cast<uint8_t>(real ? below(16) : 0));
-    }
-    for (uint32_t i = 0; i < shape.n_slots; ++i) {
-      u.outlier_col.push_back(static_cast<uint16_t>(below(std::min(std::max(first_fine, 1u), shape.n_cols))));
-      u.outlier_delta.push_back(float_to_f16(static_cast<float>(deviation * (below(9) - 4.0))));
-    }
-  }
-  return u;
 }
 
 // What the tensors of a random model are made of.

@@ -43,8 +43,8 @@ TEST_CASE("a 16-bit conversion keeps bf16 weights bit for bit, fused in the spec
   CHECK(load_spec(container.metadata(), "out").ffn_dim == 40);
   CHECK(container.get("embed").kind == TensorKind::kBF16);
   CHECK(container.get("norm").kind == TensorKind::kF32);
-  CHECK(decode(container, "embed") == source(checkpoint, "model.embed_tokens.weight"));
-  CHECK(decode(container, "layers.1.attn_norm") ==
+  CHECK(tensor_floats(container, "embed") == source(checkpoint, "model.embed_tokens.weight"));
+  CHECK(tensor_floats(container, "layers.1.attn_norm") ==
         source(checkpoint, "model.layers.1.input_layernorm.weight"));
 
   std::vector<float> qkv;
@@ -53,11 +53,11 @@ TEST_CASE("a 16-bit conversion keeps bf16 weights bit for bit, fused in the spec
         source(checkpoint, std::string("model.layers.1.self_attn.") + part + "_proj.weight");
     qkv.insert(qkv.end(), rows.begin(), rows.end());
   }
-  CHECK(decode(container, "layers.1.attn_qkv") == qkv);
+  CHECK(tensor_floats(container, "layers.1.attn_qkv") == qkv);
 
   const std::vector<float> gate = source(checkpoint, "model.layers.0.mlp.gate_proj.weight");
   const std::vector<float> up = source(checkpoint, "model.layers.0.mlp.up_proj.weight");
-  const std::vector<float> gate_up = decode(container, "layers.0.ffn_gate_up");
+  const std::vector<float> gate_up = tensor_floats(container, "layers.0.ffn_gate_up");
   REQUIRE(gate_up.size() == 96 * 64);
   for (uint32_t r = 0; r < 96; ++r) {
     const std::vector<float>& from = r / 16 % 2 == 0 ? gate : up;
@@ -85,9 +85,9 @@ TEST_CASE("f32 weights become fp16, or bf16 where fp16 cannot hold them, and f16
   const ConvertReport report = convert(checkpoint.model_dir(), options_for(checkpoint, 16));
   const Container container = Container::open(checkpoint.output());
   CHECK(container.get("embed").kind == TensorKind::kF16);
-  CHECK(decode(container, "embed")[7] == f16_to_float(float_to_f16(0.1f)));
+  CHECK(tensor_floats(container, "embed")[7] == f16_to_float(float_to_f16(0.1f)));
   CHECK(container.get("head").kind == TensorKind::kBF16);
-  CHECK(decode(container, "head")[7] == bf16_to_float(float_to_bf16(1e6f)));
+  CHECK(tensor_floats(container, "head")[7] == bf16_to_float(float_to_bf16(1e6f)));
   CHECK(container.get("layers.0.ffn_down").kind == TensorKind::kF16);
   CHECK(report.notes.size() == 1);
   CHECK_THAT(report.notes.at(0), Contains("'head'"));
@@ -124,7 +124,7 @@ TEST_CASE("a quantized conversion stores bits and error of every tensor") {
       CHECK(tensor.relative_error > 0);
       CHECK(tensor.relative_error < (is_paper ? 0.2 : 0.08));
     }
-    CHECK(decode(container, "layers.0.ffn_down").size() == 128 * 128);
+    CHECK(tensor_floats(container, "layers.0.ffn_down").size() == 128 * 128);
     const std::shared_ptr<const Model> model = Model::open(checkpoint.output());
     CHECK(metadata.has("golden.top_logits"));
     CHECK_NOTHROW(check_golden(model));

@@ -75,11 +75,11 @@ TEST_CASE("a model calibrates on what it writes itself, the same for any number 
   checkpoint.write();
   ConvertOptions options = options_for(checkpoint, 3.5);
   convert(checkpoint.model_dir(), options);
-  const std::vector<float> builtin = decode(Container::open(checkpoint.output()), "layers.0.ffn_down");
+  const std::vector<float> builtin = tensor_floats(Container::open(checkpoint.output()), "layers.0.ffn_down");
   options.calibration_files = {kSelfText};
   CHECK(convert(checkpoint.model_dir(), options).calibration_tokens == 512);
   const std::string self = read_text_file(checkpoint.output());
-  CHECK(decode(Container::open(checkpoint.output()), "layers.0.ffn_down") != builtin);
+  CHECK(tensor_floats(Container::open(checkpoint.output()), "layers.0.ffn_down") != builtin);
   options.n_threads = 3;
   convert(checkpoint.model_dir(), options);
   CHECK(read_text_file(checkpoint.output()) == self);
@@ -93,7 +93,7 @@ TEST_CASE("a small model calibrates half on the built-in text and half on its ow
   const auto converted = [&](std::vector<std::string> files) {
     options.calibration_files = std::move(files);
     CHECK(convert(checkpoint.model_dir(), options).calibration_tokens == 512);
-    return decode(Container::open(checkpoint.output()), "layers.0.ffn_down");
+    return tensor_floats(Container::open(checkpoint.output()), "layers.0.ffn_down");
   };
   const std::vector<float> by_default = converted({});
   CHECK(by_default == converted({kBuiltinText, kSelfText}));
@@ -183,7 +183,7 @@ TEST_CASE("every effort and every lever of a conversion gives other tensors") {
     const Container container = Container::open(checkpoint.output());
     std::vector<float> all;
     for (const char* name : {"embed", "head", "layers.0.attn_qkv", "layers.0.ffn_down"}) {
-      const std::vector<float> values = decode(container, name);
+      const std::vector<float> values = tensor_floats(container, name);
       all.insert(all.end(), values.begin(), values.end());
     }
     CHECK(tensors.insert(all).second);

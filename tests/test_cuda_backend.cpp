@@ -14,6 +14,7 @@
 #include "runtime/gpu/cuda_backend.h"
 #include "runtime/gpu_plan.h"
 #include "runtime/placement.h"
+#include "sample_specs.h"
 
 using namespace pith;
 using namespace pith::test;
@@ -23,44 +24,15 @@ using Catch::Matchers::Matches;
 
 namespace {
 
-ModelSpec plain_spec() {
-  ModelSpec spec;
-  spec.family = "test";
-  spec.vocab_size = 131, spec.dim = 48, spec.ffn_dim = 50, spec.n_layers = 2, spec.n_heads = 4,
-  spec.n_kv_heads = 2;
-  spec.head_dim = 16, spec.max_context = 300, spec.norm_eps = 1e-5f;
-  spec.attn_scale = 0.25f;
-  spec.ropes = {{{1.0f, 0.4f, 0.15f, 0.05f, 0.02f, 0.007f, 0.002f, 0.001f}, 1}};
-  spec.layers.assign(2, LayerSpec{});
-  return spec;
-}
-
-ModelSpec everything_spec() {
-  ModelSpec spec = plain_spec();
-  spec.qkv_bias = spec.attn_out_bias = spec.mlp_bias = spec.qk_norm = spec.post_norms = spec.tied_embeddings =
-      true;
-  spec.activation = Activation::kGeluTanh;
-  spec.embedding_scale = 1.5f, spec.residual_scale = 0.8f, spec.logit_scale = 0.7f;
-  spec.attn_softcap = 4, spec.logit_softcap = 9;
-  spec.ropes.push_back({{0.9f, 0.3f}, 1.2f});  // partial rotation
-  spec.layers = {{5, 1}, {0, -1}};
-  return spec;
-}
+constexpr uint32_t kHeadDim = 16;  // what the kernels take
 
 ModelSpec experts_spec() {
-  ModelSpec spec = everything_spec();
+  ModelSpec spec = everything_spec(kHeadDim);
   spec.n_experts = 5, spec.n_active_experts = 2, spec.router_bias = true, spec.router_renormalize = false;
   spec.attn_sinks = spec.qk_norm_whole = true;
   spec.qk_norm = spec.pre_norms = false;
   spec.activation = Activation::kClampedSwiglu;
   return spec;
-}
-
-std::vector<int32_t> random_ids(size_t n, uint32_t vocab) {
-  std::mt19937_64 rng(3);
-  std::vector<int32_t> ids(n);
-  for (int32_t& id : ids) id = static_cast<int32_t>(rng() % vocab);
-  return ids;
 }
 
 struct Fixture {
@@ -118,11 +90,11 @@ TEST_CASE("cuda logits equal the CPU's, prefill and decode, for every switch and
     TensorKind kind;
     KvType kv;
   };
-  for (const Case& c : {Case{plain_spec(), TensorKind::kF32, KvType::kF16},
-                        {plain_spec(), TensorKind::kQ24, KvType::kI8},
-                        {everything_spec(), TensorKind::kBF16, KvType::kF16},
-                        {everything_spec(), TensorKind::kF32, KvType::kI8},
-                        {everything_spec(), TensorKind::kQ24, KvType::kF16},
+  for (const Case& c : {Case{plain_spec(kHeadDim), TensorKind::kF32, KvType::kF16},
+                        {plain_spec(kHeadDim), TensorKind::kQ24, KvType::kI8},
+                        {everything_spec(kHeadDim), TensorKind::kBF16, KvType::kF16},
+                        {everything_spec(kHeadDim), TensorKind::kF32, KvType::kI8},
+                        {everything_spec(kHeadDim), TensorKind::kQ24, KvType::kF16},
                         {experts_spec(), TensorKind::kF16, KvType::kF16},
                         {experts_spec(), TensorKind::kQ24, KvType::kI8}}) {
     INFO("kind " << to_string(c.kind) << " kv " << static_cast<int>(c.kv) << " post norms "
@@ -145,7 +117,7 @@ TEST_CASE("cuda logits equal the CPU's, prefill and decode, for every switch and
 
 TEST_CASE("cuda kernels of every pipeline agree") {
   const std::vector<int32_t> ids = random_ids(4, 131);
-  const Fixture f(plain_spec(), {TensorKind::kQ24, 32, 2, 0.5});
+  const Fixture f(plain_spec(kHeadDim), {TensorKind::kQ24, 32, 2, 0.5});
   SessionOptions options;
   options.kernels = "registers";
   const std::vector<float> expected = f.run(*f.open(kCuda, options), ids, {1, 1, 1, 1});
@@ -161,7 +133,7 @@ TEST_CASE("cuda kernels of every pipeline agree") {
 
 TEST_CASE("a token without head() still reaches the cache, and logits of several rows equal those of one") {
   const std::vector<int32_t> ids = random_ids(6, 131);
-  const Fixture f(plain_spec(), {TensorKind::kF32});
+  const Fixture f(plain_spec(kHeadDim), {TensorKind::kF32});
   const auto a = f.open(kCuda), b = f.open(kCuda);
   std::atomic<bool> stop{false};
   for (uint32_t i = 0; i < 3; ++i) decode_batch(*a, f.model->spec(), {&ids[i], 1}, i, stop);
@@ -182,7 +154,7 @@ TEST_CASE("a token without head() still reaches the cache, and logits of several
 TEST_CASE("the cache goes from cuda to the CPU and back in its common form") {
   const std::vector<int32_t> ids = random_ids(9, 131);
   for (const KvType kv : {KvType::kF16, KvType::kI8}) {
-    const Fixture f(plain_spec(), {TensorKind::kF32});
+    const Fixture f(plain_spec(kHeadDim), {TensorKind::kF32});
     SessionOptions options;
     options.kv = kv;
     const auto cuda = f.open(kCuda, options), cpu = f.open(cpu::backend_kind(), options),
@@ -291,7 +263,7 @@ SessionOptions split_options(const char* device, int32_t gpu_layers) {
 }
 
 ModelSpec three_layers() {
-  ModelSpec spec = everything_spec();
+  ModelSpec spec = everything_spec(kHeadDim);
   spec.n_layers = 3;
   spec.layers.push_back({});
   return spec;
@@ -359,7 +331,7 @@ TEST_CASE("gpu_layers auto takes as many layers as fit and says why not all") {
 }
 
 TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
-  const Fixture f(plain_spec(), {TensorKind::kQ24});
+  const Fixture f(plain_spec(kHeadDim), {TensorKind::kQ24});
   SessionOptions options;
   options.n_ctx = 100;
   options.device = "cuda";
@@ -373,7 +345,7 @@ TEST_CASE("the plan is what is taken, and what cuda cannot do is said") {
   options.device = "cuda:7";
   CHECK_THROWS_WITH(kCuda.plan(*f.model, options, all_layers(f.model->spec())),
                     "device 'cuda:7', expected cuda:0");
-  ModelSpec odd = plain_spec();
+  ModelSpec odd = plain_spec(kHeadDim);
   odd.head_dim = 12;
   odd.ropes = {{{1.0f, 0.4f}, 1}};
   const Fixture g(odd, {TensorKind::kF32});
@@ -400,7 +372,7 @@ struct OtherDevices {
 TEST_CASE(
     "a model that takes more shared memory than the device has is refused, and auto runs it on the CPU") {
   const cuda::DeviceInfo t4{0, "T4", 7, 5, 2, 0, 0, 1 << 20, 65536, 1000};
-  ModelSpec spec = plain_spec();
+  ModelSpec spec = plain_spec(kHeadDim);
   spec.n_layers = 1, spec.layers.resize(1);
   spec.n_kv_heads = 1;
   const auto attention = [&](uint32_t n_heads) {

@@ -1,6 +1,4 @@
 // Zero-shot tasks: what a file asks, what a session answers, and what is said of a file that is wrong.
-#include <unistd.h>
-
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -11,6 +9,7 @@
 #include "convert/converter.h"
 #include "runtime/cli/task_data.h"
 #include "runtime/evaluate_task.h"
+#include "temp_folder.h"
 #include "tiny_checkpoint.h"
 
 using namespace pith;
@@ -40,23 +39,6 @@ std::shared_ptr<const Model> tiny_model(bool with_bos = true) {
   static const Tiny with(true), without(false);
   return with_bos ? with.model : without.model;
 }
-
-class Folder {
- public:
-  Folder() : path_(std::filesystem::temp_directory_path() / fmt::format("pith-tasks-{}", getpid())) {
-    std::filesystem::create_directories(path_);
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::filesystem::create_directories((path_ / name).parent_path());
-    std::ofstream(path_ / name, std::ios::binary) << text;
-    return at(name);
-  }
-  std::string at(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
 
 constexpr const char* kHellaswag =
     "A man sits. he\n1\nstands up.\nis na\xc3\xafve.\nflies.\nfalls off.\n"
@@ -117,7 +99,7 @@ Task task_of(const std::string& context, const std::vector<std::string>& continu
 }  // namespace
 
 TEST_CASE("each task's file becomes its published question") {
-  const Folder folder;
+  const test::TempFolder folder;
   const auto requests = [](const TaskItem& item) {
     std::vector<std::pair<std::string, std::string>> texts;
     for (const TaskRequest& request : item.requests)
@@ -135,7 +117,7 @@ TEST_CASE("each task's file becomes its published question") {
   CHECK(hellaswag.items[0].answer == 1);
   CHECK(hellaswag.items[0].requests[1].n_chars == 9);  // not bytes, not the blank
   CHECK(hellaswag.items[1].answer == 3);
-  CHECK(hellaswag.items[1].where == folder.at("h.txt") + ":7");
+  CHECK(hellaswag.items[1].where == folder / "h.txt" + ":7");
   CHECK(hellaswag.normalizes);
 
   for (const char* name : {"arc-easy", "arc-challenge"}) {
@@ -165,7 +147,7 @@ TEST_CASE("each task's file becomes its published question") {
   folder.write("b/one.jsonl", kBlimp);
   folder.write("b/two.jsonl", R"({"sentence_good": "I am.", "sentence_bad": "I is.", "UID": "other"})");
   folder.write("b/notes.txt", "not read");
-  const Task blimp = read_task("blimp", folder.at("b"), 0);
+  const Task blimp = read_task("blimp", folder / "b", 0);
   REQUIRE(blimp.items.size() == 3);
   CHECK(blimp.groups == std::vector<std::string>{"agreement", "other"});
   CHECK(requests(blimp.items[1]) == Texts{{"", "A cat sleeps."}, {"", "A cat sleep."}});
@@ -173,12 +155,12 @@ TEST_CASE("each task's file becomes its published question") {
   CHECK(blimp.items[2].group == 1);
   CHECK(blimp.items[2].answer == 0);
   // The limit is of a file.
-  CHECK(read_task("blimp", folder.at("b"), 1).items.size() == 2);
-  CHECK(read_task("hellaswag", folder.at("h.txt"), 1).items.size() == 1);
+  CHECK(read_task("blimp", folder / "b", 1).items.size() == 2);
+  CHECK(read_task("hellaswag", folder / "h.txt", 1).items.size() == 1);
 }
 
 TEST_CASE("a fault of a task's file is named with its line, what was expected and what was found") {
-  const Folder folder;
+  const test::TempFolder folder;
   struct Case {
     const char *task, *text;
     std::vector<std::string> words;
@@ -266,8 +248,8 @@ TEST_CASE("a fault of a task's file is named with its line, what was expected an
   CHECK_THROWS_WITH(read_task("piqa", piqa, 0), Catch::Contains("p-labels.lst:2: '2', expected 0 or 1"));
 
   folder.write("empty/x.txt", "");
-  CHECK_THROWS_WITH(read_task("blimp", folder.at("empty"), 0), Catch::Contains("without a .jsonl"));
-  CHECK_THROWS_WITH(read_task("chess", folder.at("late.json"), 0), Catch::Contains("winogrande"));
+  CHECK_THROWS_WITH(read_task("blimp", folder / "empty", 0), Catch::Contains("without a .jsonl"));
+  CHECK_THROWS_WITH(read_task("chess", folder / "late.json", 0), Catch::Contains("winogrande"));
 }
 
 TEST_CASE("scores of requests are those of each text run alone") {

@@ -17,6 +17,7 @@
 #include "runtime/cpu/kernels.h"
 #include "runtime/decoder.h"
 #include "runtime/gpu/cuda_backend.h"
+#include "tensor_floats.h"
 
 using namespace pith;
 using namespace pith::test;
@@ -101,39 +102,24 @@ ModelSpec read_spec(const nlohmann::json& json) {
   return spec;
 }
 
-std::vector<float> floats(const Container& container, const std::string& name) {
-  const Tensor& tensor = container.get(name);
-  std::vector<float> values(size_t{tensor.n_rows} * tensor.n_cols);
-  if (tensor.kind == TensorKind::kQ24) {
-    for (uint32_t r = 0; r < tensor.n_rows; ++r)
-      q24::dequantize_row(tensor.q24_view(), r, values.data() + size_t{r} * tensor.n_cols);
-    return values;
-  }
-  const SourceType type = tensor.kind == TensorKind::kF32   ? SourceType::kF32
-                          : tensor.kind == TensorKind::kF16 ? SourceType::kF16
-                                                            : SourceType::kBF16;
-  to_float(type, tensor.data, values.size(), values.data());
-  return values;
-}
-
 // A container for the converter's forward pass.
 class ForwardModel {
  public:
   ForwardModel(const Model& model, uint32_t window, const Products& products = 1)
       : spec_(model.spec()), forward_(spec_, window, products), layers_(spec_.n_layers) {
     const Container& container = model.container();
-    embed_ = floats(container, "embed");
-    norm_ = floats(container, "norm");
-    head_ = spec_.tied_embeddings ? embed_ : floats(container, "head");
+    embed_ = tensor_floats(container, "embed");
+    norm_ = tensor_floats(container, "norm");
+    head_ = spec_.tied_embeddings ? embed_ : tensor_floats(container, "head");
     for (const TensorPlan& plan : plan_tensors(spec_)) {
       uint32_t layer = 0;
       Step step;
       if (find_step(plan.name, layer, step))
-        layers_[layer].weights.push_back(floats(container, plan.name));
+        layers_[layer].weights.push_back(tensor_floats(container, plan.name));
       else if (const int32_t of = tensor_layer(plan.name); of >= 0)
         layers_[static_cast<size_t>(of)]
             .vectors[plan.name.substr(layer_tensor(static_cast<uint32_t>(of), "").size())] =
-            floats(container, plan.name);
+            tensor_floats(container, plan.name);
     }
   }
 

@@ -109,7 +109,7 @@ TEST_CASE("a file reads back as written, mapped and in memory") {
     const float expected[] = {1.0f, -2.0f, 0.5f, 0.25f, 3.0f};
     CHECK(std::memcmp(norm.data, expected, sizeof expected) == 0);
     const Tensor& q = file.get("layer.q");
-    const q24::Unpacked content = random_unpacked(q.q24, 1);
+    const q24::Unpacked content = random_q24(q.q24, 1);
     const q24::Unpacked found = q24::unpack(q.q24_view());
     CHECK(found.codes == content.codes);
     CHECK(found.perm == content.perm);
@@ -122,7 +122,7 @@ TEST_CASE("a file reads back as written, mapped and in memory") {
 TEST_CASE("opening a cold file brings little of it into memory") {
   const TempFolder folder;
   const std::string path = folder / "big.pith";
-  const q24::Unpacked small = random_unpacked({33, 65, 16, 80, 2}, 1);
+  const q24::Unpacked small = random_q24({33, 65, 16, 80, 2}, 1);
   {
     Writer writer(path, 7);
     writer.add("a", TensorKind::kBF16, 4096, 1024, Bytes(8 << 20));

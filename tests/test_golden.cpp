@@ -1,23 +1,15 @@
 // Golden vectors: a file answers as it did where it was made, and a file that does not is found out.
-#include <unistd.h>
-
 #include <catch2/catch.hpp>
-#include <filesystem>
 #include <string>
 
 #include "convert/synth.h"
 #include "format/writer.h"
 #include "runtime/golden.h"
+#include "temp_folder.h"
 
 using namespace pith;
 
 namespace {
-
-struct Folder {
-  std::string path = std::filesystem::temp_directory_path() / ("pith-golden-" + std::to_string(getpid()));
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-};
 
 std::shared_ptr<const Model> random_model(const std::string& path) {
   SynthOptions options;
@@ -43,12 +35,12 @@ std::shared_ptr<const Model> with_metadata(const Model& model, const Metadata& m
 }  // namespace
 
 TEST_CASE("golden vectors hold where they were stored, and a changed one is named") {
-  const Folder folder;
-  const auto model = random_model(folder.path + "/model.pith");
+  const test::TempFolder folder;
+  const auto model = random_model(folder / "model.pith");
   Metadata metadata = model->container().metadata();
   store_golden_text(metadata, model->tokenizer(), nullptr);
   store_golden_logits(metadata, model);
-  const std::string path = folder.path + "/golden.pith";
+  const std::string path = folder / "golden.pith";
 
   SECTION("unchanged") {
     CHECK_NOTHROW(check_golden(with_metadata(*model, metadata, path)));

@@ -12,6 +12,7 @@
 #include "tests/random_matrices.h"
 
 using namespace pith;
+using namespace pith::test;
 
 TEST_CASE("factor_upper puts V with V V' = H above the diagonal of H for sizes around the block") {
   for (const uint32_t n : {1u, 2u, 127u, 128u, 129u, 300u}) {

@@ -77,7 +77,7 @@ const q24::Shape kPlainShape{33, 65, 16, 80, 2};  // 128 padded columns, the las
 
 template <typename F>
 std::string pack_fault(F&& edit) {
-  q24::Unpacked u = random_unpacked(kPlainShape, 1);
+  q24::Unpacked u = random_q24(kPlainShape, 1);
   edit(u);
   try {
     Packed::pack(u);
@@ -97,7 +97,7 @@ TEST_CASE("word order puts rows g, g+8, g+16, g+24 into the four words of chunk 
 }
 
 TEST_CASE("every code lies where the bit diagram says") {
-  const q24::Unpacked u = random_unpacked(kPlainShape, 5);
+  const q24::Unpacked u = random_q24(kPlainShape, 5);
   const Packed p(u);
   const q24::Layout& l = p.view.layout;
   bool same = true;
@@ -115,7 +115,7 @@ TEST_CASE("every code lies where the bit diagram says") {
 }
 
 TEST_CASE("scales, row scales and outliers lie where the table of planes says") {
-  const q24::Unpacked u = random_unpacked(kPlainShape, 6);
+  const q24::Unpacked u = random_q24(kPlainShape, 6);
   const Packed p(u);
   const q24::Layout& l = p.view.layout;
   const auto half = [&](uint64_t at) { return static_cast<uint16_t>(p.data()[at] | p.data()[at + 1] << 8); };
@@ -152,7 +152,7 @@ TEST_CASE("planes follow one another at multiples of 128") {
 TEST_CASE("unpack restores what pack wrote, for every awkward shape") {
   for (const q24::Shape& s : awkward_shapes()) {
     CAPTURE(s.n_rows, s.n_cols, s.group, s.n_fine, s.n_slots);
-    const q24::Unpacked u = random_unpacked(s, s.n_rows + s.n_cols);
+    const q24::Unpacked u = random_q24(s, s.n_rows + s.n_cols);
     const Packed p(u);
     CHECK(p.fault() == "");
     const q24::Unpacked v = q24::unpack(p.view);
@@ -166,7 +166,7 @@ TEST_CASE("unpack restores what pack wrote, for every awkward shape") {
 TEST_CASE("dequantize_row equals the formula, for every awkward shape") {
   for (const q24::Shape& s : awkward_shapes()) {
     CAPTURE(s.n_rows, s.n_cols, s.group, s.n_fine, s.n_slots);
-    const q24::Unpacked u = random_unpacked(s, s.n_rows * 7 + s.n_cols);
+    const q24::Unpacked u = random_q24(s, s.n_rows * 7 + s.n_cols);
     const Packed p(u);
     for (uint32_t r = 0; r < s.n_rows; ++r) {
       std::vector<float> row(s.n_cols, -1e9f);
@@ -181,7 +181,7 @@ TEST_CASE("dequantize_row equals the formula, for every awkward shape") {
 }
 
 TEST_CASE("dequantize_row ignores outlier columns beyond the columns") {
-  const q24::Unpacked u = random_unpacked({1, 64, 16, 0, 1}, 3);
+  const q24::Unpacked u = random_q24({1, 64, 16, 0, 1}, 3);
   Packed p(u);
   std::vector<float> with(64), without(64);
   p.put16(p.view.layout.outliers, 64);
@@ -192,13 +192,13 @@ TEST_CASE("dequantize_row ignores outlier columns beyond the columns") {
 }
 
 TEST_CASE("pack writes zeros for columns that do not exist, whatever the content says") {
-  const q24::Unpacked clean = random_unpacked({3, 50, 16, 32, 1}, 1);
+  const q24::Unpacked clean = random_q24({3, 50, 16, 32, 1}, 1);
   q24::Unpacked dirty = clean;
   for (uint32_t r = 0; r < 3; ++r)
     for (uint32_t c = 50; c < 64; ++c) dirty.codes[r * 64 + c] = 15;
   CHECK(Packed::pack(dirty) == Packed::pack(clean));
 
-  const q24::Unpacked narrow = random_unpacked({3, 16, 16, 0, 0}, 1);
+  const q24::Unpacked narrow = random_q24({3, 16, 16, 0, 0}, 1);
   q24::Unpacked wide = narrow;
   for (uint32_t i = 1; i < 4; ++i) wide.col_scale[i] = 0x3c00;
   for (uint32_t r = 0; r < 3; ++r)
@@ -222,7 +222,7 @@ TEST_CASE("pack refuses content that does not fit its shape") {
   CHECK_THAT(pack_fault([](q24::Unpacked& u) { u.s[0] = 16; }), Contains("exceeds its bits"));
   CHECK_THAT(pack_fault([](q24::Unpacked& u) { u.m[0] = 16; }), Contains("exceeds its bits"));
   Bytes small(q24::make_layout(kPlainShape).size_bytes - 128);
-  CHECK_THROWS_WITH(q24::pack(random_unpacked(kPlainShape, 1), small), Contains("output size"));
+  CHECK_THROWS_WITH(q24::pack(random_q24(kPlainShape, 1), small), Contains("output size"));
 }
 
 TEST_CASE("a shape that breaks a rule has no layout") {
@@ -247,7 +247,7 @@ TEST_CASE("the last panel of the largest tensor has its full number") {
 TEST_CASE("check names the first violation in a tensor's content") {
   const q24::Shape shape{33, 50, 32, 32,
                          2};  // the padded 64 columns: 0..31 in 2 bits, 32..49 in 4, then 14 pads
-  const q24::Unpacked u = random_unpacked(shape, 9);
+  const q24::Unpacked u = random_q24(shape, 9);
   const q24::Layout l = q24::make_layout(shape);
   const auto after16 = [&](uint64_t at, uint16_t value) {
     Packed p(u);
@@ -287,7 +287,7 @@ TEST_CASE("check names the first violation in a tensor's content") {
 }
 
 TEST_CASE("check notices lines, groups and outliers beyond the last column") {
-  const q24::Unpacked u = random_unpacked({32, 16, 16, 0, 1}, 9);
+  const q24::Unpacked u = random_q24({32, 16, 16, 0, 1}, 9);
   const q24::Layout l = q24::make_layout(u.shape);
   Packed code(u), scale(u), outlier(u);
   *code.edit(l.base + 128) = 1;   // line 1: columns 16..31

@@ -13,6 +13,7 @@
 #include "tests/random_matrices.h"
 
 using namespace pith;
+using namespace pith::test;
 
 namespace {
 

@@ -10,6 +10,7 @@
 #include "convert/json_file.h"
 #include "convert/safetensors.h"
 #include "format/error.h"
+#include "temp_folder.h"
 
 using namespace pith;
 using Catch::Matchers::Contains;
@@ -25,16 +26,6 @@ std::string error_of(const std::string& json, uint64_t n_data) {
   }
   return "";
 }
-
-struct TempDir {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / fmt::format("pith-safetensors-{}", getpid());
-  TempDir() { std::filesystem::create_directories(path); }
-  ~TempDir() { std::filesystem::remove_all(path); }
-  void write(const std::string& name, const std::string& text) const {
-    std::ofstream(path / name, std::ios::binary) << text;
-  }
-};
 
 std::string safetensors(const std::string& json, const std::string& data) {
   std::string file;
@@ -117,8 +108,8 @@ TEST_CASE("a nest of brackets as deep as the header is refused without recursion
 }
 
 TEST_CASE("a file whose header length is out of bounds is refused") {
-  const TempDir dir;
-  const std::string path = dir.path / "f";
+  const test::TempFolder dir;
+  const std::string path = dir / "f";
   const auto opening = [&](const std::string& bytes) {
     dir.write("f", bytes);
     return SafetensorsFile::open(path);
@@ -127,25 +118,25 @@ TEST_CASE("a file whose header length is out of bounds is refused") {
   CHECK_THROWS_WITH(opening(std::string("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10)),
                     Contains("the limit is 100000000"));
   CHECK_THROWS_WITH(opening(std::string("\x03\0\0\0\0\0\0\0{}", 10)), Contains("truncated?"));
-  CHECK_THROWS_WITH(SafetensorsFile::open(dir.path), Contains("a folder, expected a file"));
-  REQUIRE(mkfifo((dir.path / "pipe").c_str(), 0600) == 0);
-  CHECK_THROWS_WITH(SafetensorsFile::open(dir.path / "pipe"), Contains("not a regular file"));
-  CHECK_THROWS_WITH(SafetensorsFile::open(dir.path / "none"), Contains("cannot open"));
+  CHECK_THROWS_WITH(SafetensorsFile::open(dir.path()), Contains("a folder, expected a file"));
+  REQUIRE(mkfifo((dir / "pipe").c_str(), 0600) == 0);
+  CHECK_THROWS_WITH(SafetensorsFile::open(dir / "pipe"), Contains("not a regular file"));
+  CHECK_THROWS_WITH(SafetensorsFile::open(dir / "none"), Contains("cannot open"));
   CHECK_NOTHROW(opening(std::string("\x02\0\0\0\0\0\0\0{}", 10)));
 }
 
 TEST_CASE("every truncation of a real file is refused") {
   const std::string whole =
       safetensors(R"({"t":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}})", std::string(16, 'x'));
-  const TempDir dir;
+  const test::TempFolder dir;
   for (size_t n = 0; n < whole.size(); ++n) {
     dir.write("f", whole.substr(0, n));
-    CHECK_THROWS_AS(SafetensorsFile::open(dir.path / "f"), Error);
+    CHECK_THROWS_AS(SafetensorsFile::open(dir / "f"), Error);
   }
 }
 
 TEST_CASE("a sharded checkpoint must agree with its index") {
-  const TempDir dir;
+  const test::TempFolder dir;
   const auto shard = [](const std::string& name) {
     return safetensors(fmt::format(R"({{"{}":{{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}}})", name),
                        "abcd");
@@ -155,7 +146,7 @@ TEST_CASE("a sharded checkpoint must agree with its index") {
   dir.write("two.safetensors", shard("b"));
   const auto open_with = [&](const std::string& map) {
     dir.write("model.safetensors.index.json", fmt::format("{{\"weight_map\":{}}}", map));
-    return Checkpoint::open(dir.path);
+    return Checkpoint::open(dir.path());
   };
   const Checkpoint checkpoint = open_with(R"({"a":"one.safetensors","b":"two.safetensors"})");
   CHECK(checkpoint.get("b").n_cols == 2);
@@ -173,25 +164,25 @@ TEST_CASE("a sharded checkpoint must agree with its index") {
 }
 
 TEST_CASE("a name in __metadata__ that stands for a tensor is that tensor") {
-  const TempDir dir;
+  const test::TempFolder dir;
   dir.write("config.json", "{}");
   dir.write("model.safetensors", safetensors(R"({"__metadata__":{"format":"pt","embed":"head"},)"
                                              R"("head":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}})",
                                              "abcd"));
-  const Checkpoint checkpoint = Checkpoint::open(dir.path);
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
   CHECK(checkpoint.has("embed"));
   CHECK(checkpoint.get("embed").offset == checkpoint.get("head").offset);
   CHECK_FALSE(checkpoint.has("format"));
 }
 
 TEST_CASE("dtypes and shapes that no weight has are refused by name") {
-  const TempDir dir;
+  const test::TempFolder dir;
   dir.write("config.json", "{}");
   dir.write("model.safetensors", safetensors(R"({"i":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},)"
                                              R"("s":{"dtype":"F32","shape":[],"data_offsets":[8,12]},)"
                                              R"("z":{"dtype":"F32","shape":[0],"data_offsets":[12,12]}})",
                                              std::string(12, 'x')));
-  const Checkpoint checkpoint = Checkpoint::open(dir.path);
+  const Checkpoint checkpoint = Checkpoint::open(dir.path());
   CHECK_THROWS_WITH(checkpoint.get("i"), Contains("tensor 'i': dtype I64, expected F32, F16 or BF16"));
   CHECK_THROWS_WITH(checkpoint.get("s"), Contains("tensor 's': 0 dimensions"));
   CHECK_THROWS_WITH(checkpoint.get("z"), Contains("tensor 'z': shape [0]"));
@@ -203,7 +194,7 @@ TEST_CASE("JSON files are refused for duplicate keys, depth and size") {
   CHECK_THROWS_WITH(parse_json("{", "c"), Contains("c: not valid JSON at byte"));
   CHECK_THROWS_WITH(parse_json(R"({"a\nb":1})", "c"), Contains("c: a key with a control character"));
   CHECK(parse_json(R"({"a":[1,2]})", "c")["a"][1] == 2);
-  const TempDir dir;
+  const test::TempFolder dir;
   dir.write("big", std::string(11, ' '));
-  CHECK_THROWS_WITH(read_text_file(dir.path / "big", 10), Contains("11 bytes, the limit is 10"));
+  CHECK_THROWS_WITH(read_text_file(dir / "big", 10), Contains("11 bytes, the limit is 10"));
 }

@@ -9,43 +9,13 @@
 #include "runtime/capi.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/session.h"
+#include "sample_specs.h"
 
 using namespace pith;
 using namespace pith::test;
 using Catch::Matchers::Contains;
 
 namespace {
-
-ModelSpec plain_spec() {
-  ModelSpec spec;
-  spec.family = "test";
-  spec.vocab_size = 131, spec.dim = 48, spec.ffn_dim = 50, spec.n_layers = 2, spec.n_heads = 4,
-  spec.n_kv_heads = 2;
-  spec.head_dim = 12, spec.max_context = 700, spec.norm_eps = 1e-5f;
-  spec.attn_scale = 0.29f;
-  spec.ropes = {{{1.0f, 0.4f, 0.15f, 0.05f, 0.02f, 0.007f}, 1}};
-  spec.layers.assign(2, LayerSpec{});
-  return spec;
-}
-
-ModelSpec everything_spec() {
-  ModelSpec spec = plain_spec();
-  spec.qkv_bias = spec.attn_out_bias = spec.mlp_bias = spec.qk_norm = spec.post_norms = spec.tied_embeddings =
-      true;
-  spec.activation = Activation::kGeluTanh;
-  spec.embedding_scale = 1.5f, spec.residual_scale = 0.8f, spec.logit_scale = 0.7f;
-  spec.attn_softcap = 4, spec.logit_softcap = 9;
-  spec.ropes.push_back({{0.9f, 0.3f}, 1.2f});  // partial rotation
-  spec.layers = {{5, 1}, {0, -1}};
-  return spec;
-}
-
-std::vector<int32_t> random_ids(size_t n, uint32_t vocab, uint64_t seed = 3) {
-  std::mt19937_64 rng(seed);
-  std::vector<int32_t> ids(n);
-  for (int32_t& id : ids) id = static_cast<int32_t>(rng() % vocab);
-  return ids;
-}
 
 struct Fixture {
   Fixture(const ModelSpec& s, const RandomModelOptions& options) : spec(s) {

@@ -7,7 +7,7 @@
 #include "tests/tokenizer_files.h"
 
 using namespace pith;
-using namespace pith_test;
+using namespace pith::test;
 
 TEST_CASE("ids equal the reference's on every normalizer, pre-tokenizer and decoder") {
   const json golden = read_golden("tokenizer/variants.json");

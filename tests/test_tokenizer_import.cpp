@@ -6,7 +6,7 @@
 #include "tests/tokenizer_files.h"
 
 using namespace pith;
-using namespace pith_test;
+using namespace pith::test;
 
 TEST_CASE("end of sequence is the union of all sources") {
   json tokenizer_json = byte_level_json();

@@ -4,7 +4,7 @@
 #include "tests/tokenizer_files.h"
 
 using namespace pith;
-using namespace pith_test;
+using namespace pith::test;
 
 TEST_CASE("plain text never becomes a special token") {
   Folder folder;

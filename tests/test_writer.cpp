@@ -370,7 +370,7 @@ TEST_CASE("the writer refuses what the reader would") {
   CHECK_THAT(add("a", 1, 2, 4), Contains("'a' is added twice"));
   CHECK_THROWS_AS(writer.add("b", TensorKind::kF16, 0, 1, {}), Error);
   CHECK_THROWS_AS(writer.add("b", TensorKind::kQ24, 1, 1, {}), Error);
-  q24::Unpacked bad = random_unpacked({1, 64, 16, 0, 0}, 1);
+  q24::Unpacked bad = random_q24({1, 64, 16, 0, 0}, 1);
   bad.d[0] = 0x7c00;
   CHECK_THROWS_WITH(writer.add("b", bad), Contains("tensor 'b': row_scale of row 0: expected finite"));
   writer.finish({});

@@ -11,6 +11,7 @@
 
 #include "format/error.h"
 #include "format/float16.h"
+#include "temp_folder.h"
 
 namespace pith::test {
 
@@ -21,10 +22,12 @@ struct TinyTensor {
 };
 
 class TinyCheckpoint {
+  TempFolder folder_;
+
  public:
-  // A folder of its own under the system's temporary one, removed at the end.
+  // In a folder of its own, removed at the end.
   explicit TinyCheckpoint(uint32_t dim = 64, uint32_t ffn_dim = 96, uint32_t n_layers = 2)
-      : dir(std::filesystem::temp_directory_path() / fmt::format("pith-test-{}-{}", getpid(), ++n_made())) {
+      : dir(folder_.path()) {
     std::filesystem::create_directories(dir / "model");
     config = {{"architectures", {"LlamaForCausalLM"}},
               {"model_type", "llama"},
@@ -86,8 +89,6 @@ class TinyCheckpoint {
                                            {"normalized", false},
                                            {"special", true}});
   }
-  ~TinyCheckpoint() { std::filesystem::remove_all(dir); }
-  TinyCheckpoint(const TinyCheckpoint&) = delete;
 
   // Random bf16, of a trained layer's size.
   void add(const std::string& name, std::vector<uint64_t> shape) {
@@ -140,10 +141,6 @@ class TinyCheckpoint {
   std::map<std::string, TinyTensor> tensors;
 
  private:
-  static int& n_made() {
-    static int n = 0;
-    return n;
-  }
   std::mt19937_64 random_{7};
 };
 

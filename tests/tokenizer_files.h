@@ -1,7 +1,5 @@
 // Checkpoint folders for tokenizer tests: made in a temporary folder, imported, opened.
 #pragma once
-#include <unistd.h>
-
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
@@ -11,45 +9,37 @@
 #include "convert/tokenizer_import.h"
 #include "runtime/tokenizer.h"
 #include "skip.h"
+#include "temp_folder.h"
 
-namespace pith_test {
+namespace pith::test {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-// A folder that goes away with the object.
+// A checkpoint's folder.
 class Folder {
  public:
-  Folder() {
-    std::string pattern = (fs::temp_directory_path() / "pith-tokenizer-XXXXXX").string();
-    if (mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
-    path_ = pattern;
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  const fs::path& path() const { return path_; }
+  fs::path path() const { return folder_.path(); }
   Folder& put(const std::string& name, const std::string& bytes) {
-    std::ofstream(path_ / name, std::ios::binary) << bytes;
+    folder_.write(name, bytes);
     return *this;
   }
   Folder& put(const std::string& name, const json& value) { return put(name, value.dump()); }
   Folder& link(const std::string& name, const fs::path& target) {
-    fs::create_symlink(fs::absolute(target), path_ / name);
+    fs::create_symlink(fs::absolute(target), folder_ / name);
     return *this;
   }
-  pith::Metadata import(const json& config) const {
-    pith::Metadata metadata;
-    pith::import_tokenizer(path_, config, metadata);
-    return pith::Metadata::parse(metadata.serialize());
+  Metadata import(const json& config) const {
+    Metadata metadata;
+    import_tokenizer(path(), config, metadata);
+    return Metadata::parse(metadata.serialize());
   }
-  std::unique_ptr<pith::Tokenizer> open(uint32_t vocab_size, const std::string& model_type = "llama") const {
-    return pith::Tokenizer::open(import({{"vocab_size", vocab_size}, {"model_type", model_type}}),
-                                 vocab_size);
+  std::unique_ptr<Tokenizer> open(uint32_t vocab_size, const std::string& model_type = "llama") const {
+    return Tokenizer::open(import({{"vocab_size", vocab_size}, {"model_type", model_type}}), vocab_size);
   }
 
  private:
-  fs::path path_;
+  TempFolder folder_;
 };
 
 inline json read_golden(const std::string& name) {
@@ -61,7 +51,7 @@ inline json read_golden(const std::string& name) {
 inline fs::path shared_file(const std::string& name) {
   const fs::path path = fs::path(PITH_SHARED_DIR) / name;
   if (fs::exists(path)) return path;
-  pith::test::skip(path.string() + " is absent");
+  skip(path.string() + " is absent");
   return {};
 }
 
@@ -79,7 +69,7 @@ template <typename F>
 int error_of(const F& f, std::string& message) {
   try {
     f();
-  } catch (const pith::Error& error) {
+  } catch (const Error& error) {
     message = error.what();
     return static_cast<int>(error.code());
   }
@@ -111,10 +101,10 @@ inline json pieces_json() {
   throw std::runtime_error("no variant llama2");
 }
 
-inline std::string text_of(const pith::Tokenizer& tokenizer, const std::vector<int32_t>& ids) {
+inline std::string text_of(const Tokenizer& tokenizer, const std::vector<int32_t>& ids) {
   std::string out;
   for (const int32_t id : ids) out += fmt::format("[{}]", tokenizer.piece(id, true));
   return out;
 }
 
-}  // namespace pith_test
+}  // namespace pith::test
