@@ -1,3 +1,5 @@
+// A tensor as runs of source rows, each read where it lies in the checkpoint; a stack stored the other way
+// round is transposed once.
 #include "convert/assemble.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The least of what /proc/meminfo says is available and what the limits of the process's cgroups, version 1
+// or 2, leave.
 #include "convert/available_memory.h"
 
 #include <algorithm>

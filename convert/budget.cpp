@@ -1,3 +1,5 @@
+// One share of 4-bit columns for all by bisection, then group by group what is left; or, with measured
+// losses, the price of a bit at which what every matrix takes meets the target.
 #include "convert/budget.h"
 
 #include <algorithm>

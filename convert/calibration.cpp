@@ -1,3 +1,5 @@
+// What calibration costs and can afford, the two streams through a layer's steps, and the statistics of
+// experts that see few tokens.
 #include "convert/calibration.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The assembler puts the file into the program as it is: no array of bytes to generate, nothing to install.
 #include "convert/calibration_text.h"
 
 // PITH_CALIBRATION_TEXT is the file's path.

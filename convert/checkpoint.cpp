@@ -1,3 +1,5 @@
+// The index against the shards' headers, names that families of checkpoints spell in two ways, MXFP4 pairs
+// and stacks of experts.
 #include "convert/checkpoint.h"
 
 #include <algorithm>

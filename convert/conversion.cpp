@@ -1,3 +1,5 @@
+// Calibration, measuring, the budget of bits, and one matrix after another through the quantizer; the
+// journal's notes carry what a resumed run must not work out again.
 #include "convert/conversion.h"
 
 #include <fmt/ranges.h>

@@ -1,3 +1,5 @@
+// Options checked, what decides the bytes as text (the job's identity), and which failures leave something to
+// resume.
 #include "convert/converter.h"
 
 #include <algorithm>

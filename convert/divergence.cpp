@@ -1,3 +1,4 @@
+// Rows in parallel, their sums added in order: exponentials in float, everything that is added up in double.
 #include "convert/divergence.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// What lies between the matrix products of a decoder block: norms, rotation, router, gathering for experts,
+// gates.
 #include "convert/forward.h"
 
 #include <algorithm>

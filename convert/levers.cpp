@@ -1,3 +1,4 @@
+// One table of levers and their words serves parsing, the presets and the text that a file keeps of them.
 #include "convert/levers.h"
 
 #include <fmt/ranges.h>

@@ -1,3 +1,5 @@
+// Damping and shrinking in place; diagonals of an inverse from samples, by the smaller of the two squares
+// that give them.
 #include "convert/metric.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The CPU's products in blocks of rows, or the device's, whose failures get its name.
 #include "convert/products.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// Scores columns, or whole groups where they are not sorted, by the chosen sensitivity, and puts the highest
+// last.
 #include "convert/quantizer_columns.h"
 
 #include <algorithm>

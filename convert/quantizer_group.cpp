@@ -1,3 +1,4 @@
+// Searches over 16 rows at once, a register of lanes at a time, compiled for each instruction set.
 #include "convert/quantizer_group.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The state of 16 rows through a quantization: the sweep with its targets, outliers, rounds of descent, the
+// refit of d and dmin.
 #include "convert/quantizer_rows.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// Texts side by side, a token each a pass; weights stay in memory where they fit half of it, else every pass
+// reads them again.
 #include "convert/self_tokens.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// A layer with its streams: the untouched one forks at every matrix, which is rounded for that one stream and
+// read again.
 #include "convert/sensitivity.h"
 
 #include <algorithm>

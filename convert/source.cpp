@@ -1,3 +1,5 @@
+// Every tensor of the plan found, every other one accounted for, and every key of config.json used or known
+// to be of no effect.
 #include "convert/source.h"
 
 #include <fmt/ranges.h>

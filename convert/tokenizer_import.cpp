@@ -1,3 +1,5 @@
+// Which file has the vocabulary and which has the last word on BOS, EOS and special tokens; then the keys of
+// the container.
 #include "convert/tokenizer_import.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Four characters to three bytes; everything that an encoder would not have written is refused.
 #include "runtime/base64.h"
 
 #include <cstdint>

@@ -1,3 +1,5 @@
+// Vocabulary and merges in open-addressed hash tables; a word's symbols in a linked list with a heap of the
+// merges that may apply.
 #include "runtime/bpe.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The walk of the double-array trie, within its bounds whatever its offsets say, and the choice of what is
+// replaced.
 #include "runtime/charsmap.h"
 
 #include <cstring>

@@ -1,3 +1,4 @@
+// Segments of the template become one text, whose ranges say where special tokens may be.
 #include "runtime/chat_render.h"
 
 namespace pith {

@@ -1,3 +1,4 @@
+// Text and tags by turns: what white space control takes away is gone before the parser looks.
 #include "runtime/chat_template_lexer.h"
 
 #include <charconv>

@@ -1,3 +1,4 @@
+// Recursive descent, a function for each level of precedence, its depth limited.
 #include "runtime/chat_template_parser.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// Each operation charges for the bytes that it makes before it makes them, and copies the marks with the
+// bytes.
 #include "runtime/chat_template_strings.h"
 
 #include <algorithm>

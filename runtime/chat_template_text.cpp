@@ -1,3 +1,4 @@
+// Marks are a list of ranges in order; neighbours of one kind are one range.
 #include "runtime/chat_template_text.h"
 
 #include <algorithm>

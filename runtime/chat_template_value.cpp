@@ -1,3 +1,4 @@
+// Truth, order, printing and indexing as Python has them, with the depth and size of what they walk limited.
 #include "runtime/chat_template_value.h"
 
 #include <algorithm>

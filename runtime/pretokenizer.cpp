@@ -1,3 +1,5 @@
+// Op lists read with their arguments, then run: the normalizer over the text, each pre-tokenizer op over the
+// words of the last.
 #include "runtime/pretokenizer.h"
 
 #include <algorithm>

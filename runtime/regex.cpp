@@ -1,3 +1,4 @@
+// Rewriting of what Oniguruma and Rust mean otherwise than PCRE2, and matching under limits.
 #include "runtime/regex.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8

@@ -1,3 +1,5 @@
+// What all kinds share, BOS, EOS and the choice of the kind; the kinds are in tokenizer_sentencepiece.cpp and
+// tokenizer_bpe.cpp.
 #include "runtime/tokenizer.h"
 
 #include <algorithm>

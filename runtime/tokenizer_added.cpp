@@ -1,3 +1,5 @@
+// A trie over the added tokens' bytes finds the longest at each position; the flags decide what it takes with
+// it.
 #include "runtime/tokenizer_added.h"
 
 #include <unordered_set>

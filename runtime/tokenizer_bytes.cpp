@@ -1,3 +1,4 @@
+// The alphabet as a table of 256 code points, and its inverse.
 #include "runtime/tokenizer_bytes.h"
 
 #include <array>

@@ -1,3 +1,4 @@
+// A reader of protobuf fields that trusts no length, and edits of a model by fields appended or exchanged.
 #include "runtime/tokenizer_proto.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Viterbi over the word's bytes: the vocabulary is a trie whose edges lie in one hash table.
 #include "runtime/unigram.h"
 
 #include <algorithm>
