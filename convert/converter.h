@@ -7,8 +7,8 @@
 //
 // An interrupted run leaves OUTPUT.part and its journal, and so does one that ran out of disk or memory. The next run with
 // the same source and options goes on after the last whole tensor: what is done is not quantized again, calibration only
-// passes its activations through it. The bytes are the same as those of an uninterrupted run, for any number of threads; on a GPU they are
-// not the CPU's, but the same on every GPU.
+// passes its activations through it. The bytes are the same as those of an uninterrupted run, for any number
+// of threads; on a GPU they are not the CPU's, but the same on every GPU.
 // Throws Error; a failure that resuming cannot help (bad input) leaves nothing behind.
 #pragma once
 #include <cstdint>

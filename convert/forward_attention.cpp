@@ -87,9 +87,8 @@ void Forward::attend_past(float* qkv, uint32_t first, uint32_t n_tokens, Stream&
   float* const past = stream.past[layer_].data() + first * 2 * kv_size;
   const uint32_t* const positions = stream.positions.data() + first;
   for_tokens(n_tokens, n_threads_, [&](uint32_t t) {
-    float *const row = qkv + t * stride, *const k =
-                                             past +
-                                             t * 2 * kv_size;  // [kv rows, window], v [window, kv rows]
+    float* const row = qkv + t * stride;
+    float* const k = past + t * 2 * kv_size;  // [kv rows, window]; after it v [window, kv rows]
     finish_heads(row, positions[t]);
     for (uint32_t i = 0; i < kv_rows; ++i) k[size_t{i} * window_ + positions[t]] = row[q_rows + i];
     std::copy_n(row + q_rows + kv_rows, kv_rows, k + kv_size + size_t{positions[t]} * kv_rows);

@@ -1,9 +1,11 @@
-// Where the two matrix products of calibration run: on the CPU's cores (gemm.h) or on a GPU (gpu/products.h). They are nearly all that
-// calibration costs; whoever multiplies asks an object of this class, all else stays on the CPU.
+// Where the two matrix products of calibration run: on the CPU's cores (gemm.h) or on a GPU (gpu/products.h).
+// They are nearly all that calibration costs; whoever multiplies asks an object of this class, all else stays
+// on the CPU.
 //
-// Either kind gives the same bits every time, whatever the number of threads, the GPU and its free memory. A GPU's are not the CPU's:
-// additions come in another order. A GPU that fails throws Error, kOutOfMemory or kIo, naming it: nothing goes on on the CPU unasked,
-// as the file's bytes would then depend on when that was. Cheap to copy; not thread safe.
+// Either kind gives the same bits every time, whatever the number of threads, the GPU and its free memory. A
+// GPU's are not the CPU's: additions come in another order. A GPU that fails throws Error, kOutOfMemory or
+// kIo, naming it: nothing goes on on the CPU unasked, as the file's bytes would then depend on when that was.
+// Cheap to copy; not thread safe.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -49,8 +51,8 @@ class Products {
   // n_threads: of what stays on the CPU, the copies among it.
   Products(uint32_t n_threads, std::shared_ptr<DeviceProducts> device)
       : n_threads_(n_threads), device_(std::move(device)) {}
-  // device: "auto" (a GPU where there is one with room for `spec`; where it lacks the room a note says so), "cpu", "cuda", "cuda:N".
-  // Throws as backend_for does (runtime/backend.h), and kOutOfMemory.
+  // device: "auto" (a GPU where there is one with room for `spec`; where it lacks the room a note says so),
+  // "cpu", "cuda", "cuda:N". Throws as backend_for does (runtime/backend.h), and kOutOfMemory.
   static Products open(const std::string& device, uint32_t n_threads, const ModelSpec& spec,
                        std::vector<std::string>& notes);
 

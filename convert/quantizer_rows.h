@@ -1,6 +1,7 @@
 // Scales, codes and outliers of 16 rows at a time: the numeric heart of the quantizer.
 //
-// Everything here is in storage columns and *scaled* weights, w = W[:, perm] / col_scale, with the metric scaled to match, so that
+// Everything here is in storage columns and *scaled* weights, w = W[:, perm] / col_scale, with the metric
+// scaled to match, so that
 //   w' = d * s * q - dmin * m (+ outlier delta),   q = code (2-bit columns) or code / 4 (4-bit columns).
 //
 // Compensation (LDLQ). With H = V V', V upper triangular, the error of a row e = w - w' costs |e V|^2, and

@@ -93,8 +93,9 @@ const Family& family_for(const std::string& architecture, const std::string& whe
 
 // The container's tensors (names, roles, shapes), which follow from the spec alone, each with its sources by these names.
 std::vector<TensorPlan> plan_tensors(const ModelSpec& spec, const CheckpointNames& names = {});  // plan.cpp
-// Throws Error(kFormat), naming `where`, when `n_tensors` of a container or a checkpoint are fewer than the spec has by its layers and
-// experts alone: before a plan of a million tensors is made for a file of a few kilobytes.
+// Throws Error(kFormat), naming `where`, when `n_tensors` of a container or a checkpoint are fewer than the
+// spec has by its layers and experts alone: before a plan of a million tensors is made for a file of a few
+// kilobytes.
 void check_n_tensors(const ModelSpec& spec, uint64_t n_tensors, const std::string& where,
                      const CheckpointNames& names = {});
 

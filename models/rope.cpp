@@ -1,7 +1,8 @@
 // Rotary embeddings of Hugging Face configs, baked into inverse frequencies and one scale.
 //
 // The formulas are those of the field: position interpolation (linear), Llama 3.1's wavelength bands, YaRN (arXiv 2309.00071)
-// and LongRoPE (arXiv 2402.13753); dynamic NTK's is in spec.cpp, as it needs the session's context. All arithmetic in double; only the result is rounded to float.
+// and LongRoPE (arXiv 2402.13753); dynamic NTK's is in spec.cpp, as it needs the session's context. All
+// arithmetic in double; only the result is rounded to float.
 #include <algorithm>
 #include <cmath>
 #include <numbers>

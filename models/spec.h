@@ -24,8 +24,8 @@ enum class Activation : uint8_t { kSilu = 1, kGeluTanh = 2, kClampedSwiglu = 3 }
 // attention factor).
 //
 // Two kinds turn at another speed where a timeline may outgrow the context that the model was trained for: LongRoPE has a second
-// table, dynamic NTK a formula. The reference decides by the tokens so far, and keys that it has cached keep the old angles; here the
-// session's context decides, once, so that all keys agree.
+// table, dynamic NTK a formula. The reference decides by the tokens so far, and keys that it has cached keep
+// the old angles; here the session's context decides, once, so that all keys agree.
 struct RopeSpec {
   std::vector<float> inv_freq = {};  // [rotary_dim / 2], radians per position
   float scale = 1;
@@ -61,7 +61,8 @@ struct ModelSpec {
   float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
   float attn_softcap = 0, logit_softcap = 0;  // cap * tanh(x / cap); 0 = none
   // Mixture of experts, when n_experts > 0: each token's feed-forward is the sum over its n_active_experts best experts by router
-  // logit, weighted by the softmax over all experts, renormalized over the chosen where router_renormalize. ffn_dim is one expert's.
+  // logit, weighted by the softmax over all experts, renormalized over the chosen where router_renormalize.
+  // ffn_dim is one expert's.
   uint32_t n_experts = 0, n_active_experts = 0;
   bool router_renormalize = true, router_bias = false;
   std::vector<RopeSpec> ropes;
@@ -78,8 +79,7 @@ void check_spec(const ModelSpec& spec, const std::string& where);
 void store_spec(const ModelSpec& spec, Metadata& metadata);               // keys "model.*"
 ModelSpec load_spec(const Metadata& metadata, const std::string& where);  // checked
 
-// ---- Tensors of a container, in the order in which they lie in the file
-// ------------------------------------------
+// ---- Tensors of a container, in the order in which they lie in the file ----------------------------------
 //
 // They follow from the spec alone; a family only names where each comes from (family.h).
 //
@@ -105,13 +105,13 @@ enum class RowOrder : uint8_t {
                   // act(gate) * up
 };
 
-// Rows of one checkpoint tensor: n_rows of them from row_begin, every row_step-th. For a vector, rows are elements. The sources of a
-// plan that name one tensor take all of its rows.
+// Rows of one checkpoint tensor: n_rows of them from row_begin, every row_step-th. For a vector, rows are
+// elements. The sources of a plan that name one tensor take all of its rows.
 struct TensorSource {
   std::string name;
   uint32_t row_begin = 0, n_rows = 0, row_step = 1;
-  // One matrix of a stack: a tensor [n, cols, rows], or NAME_blocks and NAME_scales (MXFP4), [n, rows, cols]; of a stack of vectors,
-  // [n, rows], one vector. -1: no stack.
+  // One matrix of a stack: a tensor [n, cols, rows], or NAME_blocks and NAME_scales (MXFP4), [n, rows, cols];
+  // of a stack of vectors, [n, rows], one vector. -1: no stack.
   int32_t stack_idx = -1;
 };
 

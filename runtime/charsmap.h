@@ -1,11 +1,11 @@
-// sentencepiece's table of character replacements (a tokenizer.json's normalizer "Precompiled"): a double-array trie over the bytes
-// to be replaced, and the texts that replace them.
+// sentencepiece's table of character replacements (a tokenizer.json's normalizer "Precompiled"): a
+// double-array trie over the bytes to be replaced, and the texts that replace them.
 //
 //   bytes of the trie (u32), the trie's units (u32 each), then texts, each ended by a zero byte. All little-endian.
 //   A unit: bits 0-7 label, 8 has a leaf, 9 offset is shifted by 8, 10-30 offset; of a leaf: bits 0-30 where its text begins.
 //
-// As the reference runs it: a grapheme of fewer than 6 bytes that begins with a key is replaced whole by the shortest such key's text;
-// otherwise each of its code points on its own. Immutable; any thread may apply.
+// As the reference runs it: a grapheme of fewer than 6 bytes that begins with a key is replaced whole by the
+// shortest such key's text; otherwise each of its code points on its own. Immutable; any thread may apply.
 #pragma once
 #include <cstdint>
 #include <optional>

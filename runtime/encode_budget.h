@@ -1,5 +1,6 @@
-// What encoding one text may take: a file's replacements, prefixes and patterns are run over it, and a hostile file's would take all
-// memory (two dozen that double the text) or hours. Both grow with the text, far beyond what honest files need.
+// What encoding one text may take: a file's replacements, prefixes and patterns are run over it, and a
+// hostile file's would take all memory (two dozen that double the text) or hours. Both grow with the text,
+// far beyond what honest files need.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -2,8 +2,9 @@
 //
 // The text is tokenized as a whole without BOS and cut to max_tokens. Windows of n_ctx ids do not overlap: BOS and the next
 // n_ctx - 1 ids of the text, of which all are predicted; a model that does not begin its texts with BOS
-// (Tokenizer::first_id) gives windows of n_ctx ids of the text, the first of which is not predicted. A partial last window is dropped. Figures are over all predicted tokens,
-// natural logarithms, summed in double.
+// (Tokenizer::first_id) gives windows of n_ctx ids of the text, the first of which is not predicted. A
+// partial last window is dropped. Figures are over all predicted tokens, natural logarithms, summed in
+// double.
 #pragma once
 #include <cstdint>
 #include <functional>

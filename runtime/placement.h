@@ -14,8 +14,8 @@ struct Placement {
   std::string note;  // one line: why "auto" did not put everything on the GPU that is there; else ""
 };
 
-// What the options come to. For what does not fit: kOutOfMemory naming need and free bytes; for what the device cannot run: kUnsupported.
-// Where options leave it open ("auto"), a placement that works and a note.
+// What the options come to. For what does not fit: kOutOfMemory naming need and free bytes; for what the
+// device cannot run: kUnsupported. Where options leave it open ("auto"), a placement that works and a note.
 Placement place(const Model& model, const SessionOptions& options,
                 const std::vector<BackendKind>& kinds = backend_kinds());
 // Which layers lie where, for people: "0 to 11 on the CPU, 12 to 31 on the GPU".

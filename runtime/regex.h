@@ -1,9 +1,10 @@
 // A regular expression from a checkpoint, executed by PCRE2 (this module alone includes it).
 //
 // Matching is by Unicode properties over valid UTF-8. It runs interpreted on the heap: no machine stack grows with the
-// text, and steps, memory and the time of all matches are limited, so that a hostile pattern ends in an error. Checkpoints write for
-// Oniguruma or Rust; `\s \S \w \W` are rewritten to those libraries' classes where PCRE2's differ, and `a{2}+`, `a{,2}` and `(?m)` to
-// what they are to Oniguruma: (a{2})+, a{0,2} and a dot that is any character.
+// text, and steps, memory and the time of all matches are limited, so that a hostile pattern ends in an
+// error. Checkpoints write for Oniguruma or Rust; `\s \S \w \W` are rewritten to those libraries' classes
+// where PCRE2's differ, and `a{2}+`, `a{,2}` and `(?m)` to what they are to Oniguruma: (a{2})+, a{0,2} and a
+// dot that is any character.
 #pragma once
 #include <memory>
 #include <string>

@@ -28,8 +28,8 @@ struct SessionOptions {
   KvType kv = KvType::kF16;
   uint32_t prefill_chunk = 256;  // tokens per batched pass, 1 .. kMaxPrefillChunk
   std::string device = "auto";   // "cpu", "cuda", "cuda:N"
-  // The model's last layers on the GPU, the others on the CPU: a count, all, or as many as fit. Default: all with device "cuda", as many
-  // as fit with "auto".
+  // The model's last layers on the GPU, the others on the CPU: a count, all, or as many as fit. Default: all
+  // with device "cuda", as many as fit with "auto".
   int32_t gpu_layers = kGpuLayersDefault;
   std::string kernels = "auto";  // those of the device (pith.h); force an instruction set (tests)
   // On a CPU one thread works alone where a step of a layer multiplies fewer weights than this (2-bit ones; wider ones
@@ -62,13 +62,14 @@ class Session {
   const std::vector<int32_t>& tokens() const;  // the timeline
 
   // Makes the timeline equal `ids`, keeping the longest common prefix's cache and running the rest (batched).
-  // Afterwards logits() are those after the last id. Returns how many ids' results were kept. Throws kInvalidArgument (empty, id out of range), kContextFull,
-  // kInterrupted (the timeline then holds what was finished).
+  // Afterwards logits() are those after the last id. Returns how many ids' results were kept. Throws
+  // kInvalidArgument (empty, id out of range), kContextFull, kInterrupted (the timeline then holds what was
+  // finished).
   uint32_t sync(std::span<const int32_t> ids);
   void append(int32_t id) { append(std::span<const int32_t>(&id, 1)); }
   void append(std::span<const int32_t> ids);
-  void rewind(
-      uint32_t n_tokens);  // keep only the first n_tokens; logits() are invalid until the next sync/append
+  // Keeps only the first n_tokens; logits() are invalid until the next sync/append.
+  void rewind(uint32_t n_tokens);
 
   std::span<const float> logits() const;  // [vocab_size], valid after sync/append
 

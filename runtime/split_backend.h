@@ -1,5 +1,5 @@
-// Two backends in a row: the first layers on one, the rest and the head on the other. The residual stream of a batch is handed over
-// once, between them: dim floats a token.
+// Two backends in a row: the first layers on one, the rest and the head on the other. The residual stream of
+// a batch is handed over once, between them: dim floats a token.
 #pragma once
 #include "runtime/backend.h"
 

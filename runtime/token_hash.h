@@ -1,5 +1,5 @@
-// Hashes for tables whose keys come from a file: with a number in them that is drawn as the table is made, so that no file can hold keys
-// that all fall into one place.
+// Hashes for tables whose keys come from a file: with a number in them that is drawn as the table is made, so
+// that no file can hold keys that all fall into one place.
 #pragma once
 #include <cstdint>
 #include <cstring>

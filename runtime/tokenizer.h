@@ -35,8 +35,9 @@ class Tokenizer {
   // Throws Error(kFormat) when the metadata breaks a rule (ids >= vocab_size, merges of absent tokens, ...).
   static std::unique_ptr<Tokenizer> open(const Metadata& metadata, uint32_t vocab_size);
 
-  // Invalid UTF-8 is encoded through byte tokens or U+FFFD, as the reference library does; it never fails. Throws Error where a text is
-  // too long, or the file's replacements and patterns take more than any honest ones would (runtime/encode_budget.h).
+  // Invalid UTF-8 is encoded through byte tokens or U+FFFD, as the reference library does; it never fails.
+  // Throws Error where a text is too long, or the file's replacements and patterns take more than any honest
+  // ones would (runtime/encode_budget.h).
   virtual std::vector<int32_t> encode(std::string_view text, const EncodeOptions& options) const = 0;
 
   // The bytes that a token contributes mid-text: a leading "▁" is a space, "<0x0A>" is one byte; specials are "" unless

@@ -1,10 +1,10 @@
-// Unigram segmentation of one word: the path of tokens with the largest sum of scores. Linear in the word's length, times the longest
-// token's.
+// Unigram segmentation of one word: the path of tokens with the largest sum of scores. Linear in the word's
+// length, times the longest token's.
 //
 // As the reference: a code point that no token covers alone costs kUnknownPenalty less than the lowest score and is unknown;
-// neighbouring unknowns are one, and become their bytes' tokens with byte fallback where all of these exist. Of equal paths the one
-// found first stays, so shorter last tokens lose to longer ones. Special tokens are never found in text.
-// Immutable after construction; any thread may encode with its own Scratch.
+// neighbouring unknowns are one, and become their bytes' tokens with byte fallback where all of these exist.
+// Of equal paths the one found first stays, so shorter last tokens lose to longer ones. Special tokens are
+// never found in text. Immutable after construction; any thread may encode with its own Scratch.
 #pragma once
 #include <cstdint>
 #include <string_view>

@@ -1,5 +1,6 @@
-// What the tests of CUDA kernels share: device memory of exactly the size asked for, so that the sanitizers see the first byte too
-// many; random Q24 matrices; the reference product, written from the formulas of format/q24.h.
+// What the tests of CUDA kernels share: device memory of exactly the size asked for, so that the sanitizers
+// see the first byte too many; random Q24 matrices; the reference product, written from the formulas of
+// format/q24.h.
 #pragma once
 #include <algorithm>
 #include <cmath>

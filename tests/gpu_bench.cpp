@@ -2,8 +2,9 @@
 //
 //   gpu_bench [--tiny] TABLE     one of the tables listed at the end; --tiny: sizes that the emulated device can run, to test this program
 //
-// Weights rotate through enough copies to pass the L2 several times over; each figure is the median of graph replays, so that launch
-// gaps are those of a running model. "share": bytes a launch must read, over its time, over what a device-to-device copy moves.
+// Weights rotate through enough copies to pass the L2 several times over; each figure is the median of graph
+// replays, so that launch gaps are those of a running model. "share": bytes a launch must read, over its
+// time, over what a device-to-device copy moves.
 #include "gpu_bench.h"
 
 #include <fmt/format.h>

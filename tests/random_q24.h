@@ -1,5 +1,5 @@
-// Random content of Q24 tensors that obeys every rule of FORMAT.md: every code, scale, minimum and slot is used, and what is padding is
-// zero, so that unpack(pack(x)) == x.
+// Random content of Q24 tensors that obeys every rule of FORMAT.md: every code, scale, minimum and slot is
+// used, and what is padding is zero, so that unpack(pack(x)) == x.
 #pragma once
 #include <algorithm>
 #include <functional>

@@ -1,7 +1,7 @@
 // Attention of the CUDA backend, one token and many, against a reference in doubles.
 //
-// Built twice: linked with the emulated device (bodies as C++, under ASan and UBSan in the sanitizer build), and into gpu_kernels with
-// the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
+// Built twice: linked with the emulated device (bodies as C++, under ASan and UBSan in the sanitizer build),
+// and into gpu_kernels with the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
 #include <catch2/catch.hpp>
 
 #include "cuda_testing.h"

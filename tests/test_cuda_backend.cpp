@@ -1,5 +1,5 @@
-// The CUDA backend as it is, over the emulated device (cuda/device_emulated.cpp): every phase, the recorded graphs and the cache's
-// common form, against the CPU backend.
+// The CUDA backend as it is, over the emulated device (cuda/device_emulated.cpp): every phase, the recorded
+// graphs and the cache's common form, against the CPU backend.
 //
 // Built twice: over that device (PITH_EMULATED_DEVICE; with what only it can do: be another device), and as gpu_backend for
 // tests/gpu_check.sh.
@@ -78,10 +78,11 @@ const BackendKind kCuda = cuda_backend_kind();
 
 }  // namespace
 
-// Prefill attention rounds q and the weights to fp16: 2^-11 of each, so well under 2^-8 after two layers. With Q24 tensors a value
-// near the middle between two int8 codes may fall on either side: one code of 127 in one of 48 columns, now and then. Products in
-// warpgroups keep 11 bits of a prompt's tokens, where the CPU's have 8 of the largest in 128: half a code, 2^-8 of it, in every column of
-// the prompt, so twice as far. `async` has the int8 products of GPUs without warpgroups.
+// Prefill attention rounds q and the weights to fp16: 2^-11 of each, so well under 2^-8 after two layers.
+// With Q24 tensors a value near the middle between two int8 codes may fall on either side: one code of 127 in
+// one of 48 columns, now and then. Products in warpgroups keep 11 bits of a prompt's tokens, where the CPU's
+// have 8 of the largest in 128: half a code, 2^-8 of it, in every column of the prompt, so twice as far.
+// `async` has the int8 products of GPUs without warpgroups.
 TEST_CASE("cuda logits equal the CPU's, prefill and decode, for every switch and kind of tensor") {
   const std::vector<int32_t> ids = random_ids(40, 131);
   const std::vector<uint32_t> batches = {21, 1, 1, 5, 1};

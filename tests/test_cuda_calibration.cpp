@@ -177,7 +177,8 @@ TEST_CASE("a conversion on a GPU is as good as on the CPU, says where it was mad
   CHECK_THAT(options_noted(checkpoint), Contains(" device=cuda"));
   CHECK_THAT(gpu.products_on, Contains("cuda:0 "));
   CHECK(gpu.linear_bits == cpu.linear_bits);
-  // A sum's last bit may turn a code, and what follows with it: other codes, of the same worth. (The perplexity of one window says less.)
+  // A sum's last bit may turn a code, and what follows with it: other codes, of the same worth. (The
+  // perplexity of one window says less.)
   INFO("divergence on the CPU " << cpu.kl << ", on the GPU " << gpu.kl);
   CHECK(gpu.kl == Approx(cpu.kl).epsilon(0.1));
   REQUIRE(gpu.tensors.size() == cpu.tensors.size());

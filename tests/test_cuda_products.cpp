@@ -1,7 +1,7 @@
 // Matrix products of the CUDA backend, one token and many, against the reference product.
 //
-// Built twice: linked with the emulated device (bodies as C++, under ASan and UBSan in the sanitizer build), and into gpu_kernels with
-// the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
+// Built twice: linked with the emulated device (bodies as C++, under ASan and UBSan in the sanitizer build),
+// and into gpu_kernels with the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
 #include <catch2/catch.hpp>
 
 #include "cuda/experts.h"
@@ -62,8 +62,9 @@ void check_gemm(const q24::Shape& shape, uint32_t n_tokens) {
   }
 }
 
-// How far 16-bit products may be off: x is rounded to 2^-11 of itself and 2^-25 of the largest, weights in the minimum (twice), in each code
-// plane's fma and by an outlier, each 2^-11 of what is rounded; float sums of n terms.
+// How far 16-bit products may be off: x is rounded to 2^-11 of itself and 2^-25 of the largest, weights in
+// the minimum (twice), in each code plane's fma and by an outlier, each 2^-11 of what is rounded; float sums
+// of n terms.
 void check_gemm_half(const q24::Shape& shape, uint32_t n_tokens, uint32_t n_groups,
                      const std::function<void(q24::Unpacked&)>& edit = {}) {
   INFO("rows " << shape.n_rows << " cols " << shape.n_cols << " group " << shape.group << " fine "

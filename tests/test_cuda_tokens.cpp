@@ -1,7 +1,7 @@
 // Kernels of whole tokens: embedding rows, norms; what the kernels' memory is filled with.
 //
-// Built twice: linked with the emulated device (bodies as C++, under ASan and UBSan in the sanitizer build), and into gpu_kernels with
-// the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
+// Built twice: linked with the emulated device (bodies as C++, under ASan and UBSan in the sanitizer build),
+// and into gpu_kernels with the real one (tests/gpu_check.sh). Outputs are poisoned before every launch.
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <thread>
@@ -34,8 +34,8 @@ TEST_CASE("embed equals the scalar decode of a row") {
   }
 }
 
-// Streams do not wait for the stream that fills. On a GPU a fill of this size takes longer than the copy behind it; before it is looked
-// at, a fill that was still under way has had the time to end.
+// Streams do not wait for the stream that fills. On a GPU a fill of this size takes longer than the copy
+// behind it; before it is looked at, a fill that was still under way has had the time to end.
 TEST_CASE("a buffer is filled when fill returns") {
   DeviceBuffer buffer(size_t{256} << 20);
   const std::vector<uint32_t> expected(64, 0x12345678);

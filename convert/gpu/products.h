@@ -1,9 +1,9 @@
 // Calibration's products on a GPU, by cuda/gemm_float.cuh. The one place where the converter meets the GPU.
 //
-// Rows travel in chunks through three lanes in turn, each with a stream, pinned memory and device memory of its own: while one lane's rows
-// are multiplied, the next one's are sent, and the caller takes those of the one before. Chunks have 64 MiB of rows, or 256 rows where
-// those are more: up to 0.4 GB of pinned memory, beside what calibration takes anyway. The other operand, or the sum, is in device
-// memory as a whole.
+// Rows travel in chunks through three lanes in turn, each with a stream, pinned memory and device memory of
+// its own: while one lane's rows are multiplied, the next one's are sent, and the caller takes those of the
+// one before. Chunks have 64 MiB of rows, or 256 rows where those are more: up to 0.4 GB of pinned memory,
+// beside what calibration takes anyway. The other operand, or the sum, is in device memory as a whole.
 #pragma once
 #include <memory>
 

@@ -179,8 +179,8 @@ void LineEditor::remember(const std::string& line) {
   HistEvent event;
   ::history(impl_->history, &event, H_ENTER, replaced(line, "\n", kNewlineSignUtf8).c_str());
   if (impl_->history_file.empty()) return;
-  // Written beside it and renamed, so that the old one is there until the new one is whole; made with its final mode, so that what was
-  // typed is never readable by others, not even for a moment.
+  // Written beside it and renamed, so that the old one is there until the new one is whole; made with its
+  // final mode, so that what was typed is never readable by others, not even for a moment.
   const std::string beside = fmt::format("{}.{}", impl_->history_file, getpid());
   const int fd = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) return;

@@ -147,7 +147,8 @@ uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t plain_cols, uint
 // Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);
 
-// "auto", "scalar", "avx2", "avxvnni", "avx512-plain" (no GFNI), "avx512", "amx", "neon". Throws kInvalidArgument (unknown name) or kUnsupported (the CPU lacks it).
+// "auto", "scalar", "avx2", "avxvnni", "avx512-plain" (no GFNI), "avx512", "amx", "neon". Throws
+// kInvalidArgument (unknown name) or kUnsupported (the CPU lacks it).
 const Kernels& select_kernels(const std::string& name);
 std::vector<const Kernels*> supported_kernels();  // best last; for tests and `doctor`
 

@@ -1,8 +1,8 @@
 // The CUDA backend's class: a range of layers on one GPU. backend.cpp has its phases and what the host does, launches.cpp what a
 // phase launches.
 //
-// One token is one graph, recorded at creation: what its phases would do is then already in it, so they only note that it is due, and it
-// runs when its logits are asked for or the next batch begins.
+// One token is one graph, recorded at creation: what its phases would do is then already in it, so they only
+// note that it is due, and it runs when its logits are asked for or the next batch begins.
 #pragma once
 #include <memory>
 #include <span>
