@@ -381,14 +381,14 @@ void Import::import_template() {
   out_.set("chat.eos", text_of("eos_token"));
 }
 
+// What is absent is transformers 4's default: a temperature of 1, the best 50. Without do_sample the repetition penalty alone counts.
 void Import::import_generation() {
-  if (!generation_.is_object() || !generation_.contains("do_sample") || generation_.at("do_sample") != true)
-    return;
-  for (const char* const key : {"temperature", "top_p", "min_p", "repetition_penalty", "top_k"}) {
-    if (!generation_.contains(key) || generation_.at(key).is_null()) continue;
-    const json& value = generation_.at(key);
-    const std::string name = std::string("generation.") + key;
-    const bool is_count = std::string_view(key) == "top_k";
+  if (!generation_.is_object()) return;
+  const auto import = [&](const std::string& key, const json& fallback) {
+    const json& value = generation_.contains(key) ? generation_.at(key) : fallback;
+    if (value.is_null()) return;
+    const std::string name = "generation." + key;
+    const bool is_count = key == "top_k";
     if (is_count ? !value.is_number_unsigned() : !value.is_number() || value.get<double>() < 0)
       throw_error(ErrorCode::kFormat, "{}: {} is {}, expected a number of 0 or more",
                   path("generation_config.json"), key, value.dump());
@@ -397,6 +397,14 @@ void Import::import_generation() {
     } else {
       out_.set(name, value.get<double>());
     }
+  };
+  import("repetition_penalty", nullptr);
+  if (generation_.contains("do_sample") && generation_.at("do_sample") == true) {
+    import("temperature", nullptr);
+    if (!out_.has("generation.temperature")) out_.set("generation.temperature", 1.0);
+    import("top_k", 50u);
+    import("top_p", nullptr);
+    import("min_p", nullptr);
   }
   read_generation(out_, path("generation_config.json"));  // its ranges
 }

@@ -63,8 +63,26 @@ TEST_CASE("sampling defaults come from generation_config.json when it samples") 
   CHECK(metadata.get<uint64_t>("generation.top_k") == 20);
   CHECK(metadata.get<double>("generation.top_p") == 1.0);
   CHECK_FALSE(metadata.has("generation.min_p"));
-  folder.put("generation_config.json", json{{"temperature", 0.6}});
-  CHECK_FALSE(folder.import(kConfig).has("generation.temperature"));
+  folder.put("generation_config.json", json{{"temperature", 0.6}, {"repetition_penalty", 1.1}});
+  const Metadata greedy = folder.import(kConfig);
+  CHECK_FALSE(greedy.has("generation.temperature"));
+  CHECK_FALSE(greedy.has("generation.top_k"));
+  CHECK(greedy.get<double>("generation.repetition_penalty") == 1.1);  // counts for greedy decoding too
+}
+
+TEST_CASE("a generation_config.json that samples and says no more means the reference's defaults") {
+  Folder folder;
+  folder.put("tokenizer.json", byte_level_json());
+  for (const json& generation :
+       {json{{"do_sample", true}}, json{{"do_sample", true}, {"temperature", nullptr}}}) {
+    folder.put("generation_config.json", generation);
+    const Metadata metadata = folder.import(kConfig);
+    CHECK(metadata.get<double>("generation.temperature") == 1);
+    CHECK(metadata.get<uint64_t>("generation.top_k") == 50);
+    CHECK_FALSE(metadata.has("generation.top_p"));
+  }
+  folder.put("generation_config.json", json{{"do_sample", true}, {"top_k", nullptr}});
+  CHECK_FALSE(folder.import(kConfig).has("generation.top_k"));  // null: off
 }
 
 TEST_CASE("any number of special tokens is looked up in any vocabulary in a moment") {
