@@ -174,9 +174,8 @@ void check_spec(const ModelSpec& spec, const std::string& where) {
 }
 
 std::vector<float> RopeSpec::frequencies(uint32_t n_ctx) const {
-  if (original_context == 0 || n_ctx <= original_context) return inv_freq;
+  if (!depends_on_context() || n_ctx <= original_context) return inv_freq;
   if (!long_inv_freq.empty()) return long_inv_freq;
-  if (dynamic_factor == 0) return inv_freq;
   const double n_dims = 2.0 * static_cast<double>(inv_freq.size()), factor = double{dynamic_factor};
   const double growth = factor * n_ctx / original_context - (factor - 1);
   std::vector<float> scaled;

@@ -36,6 +36,9 @@ struct RopeSpec {
   std::vector<float> frequencies(uint32_t n_ctx) const;  // of a session with room for n_ctx tokens
   // cos and sin of positions begin .. end - 1 in such a session, times scale; angles in double. Both [end - begin, n / 2].
   void fill_tables(uint32_t n_ctx, uint32_t begin, uint32_t end, float* cos, float* sin) const;
+  bool depends_on_context() const {
+    return original_context != 0 && (!long_inv_freq.empty() || dynamic_factor != 0);
+  }
 };
 
 struct LayerSpec {

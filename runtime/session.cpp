@@ -190,11 +190,11 @@ uint32_t Session::logits_after(std::span<const int32_t> ids, uint32_t first,
 }
 
 void Session::save(const std::string& path) const {
-  save_session(path, *impl_->model, impl_->options.kv, impl_->tokens, *impl_->backend);
+  save_session(path, *impl_->model, impl_->options, impl_->tokens, *impl_->backend);
 }
 
 void Session::load(const std::string& path) {
-  const SavedSession saved = read_session(path, *impl_->model, impl_->options.kv, impl_->options.n_ctx);
+  const SavedSession saved = read_session(path, *impl_->model, impl_->options);
   const uint32_t n_layers = impl_->model->spec().n_layers;
   const size_t layer_bytes = saved.cache.size() / n_layers;
   impl_->rewind(0);  // should a device fail halfway, the session is empty

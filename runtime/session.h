@@ -85,8 +85,8 @@ class Session {
   void interrupt();  // any thread; makes a running or the next sync/append throw kInterrupted, once
 
   // Timeline and cache to a file and back, bound to the model's fingerprint; files obey the container's discipline
-  // (checked sizes, checksum, atomic write). load holds the file in memory until it is checked; it throws kIo, kFormat or
-  // kContextFull and leaves the session as it was. Should a device then fail, the session is empty.
+  // (checked sizes, checksum, atomic write). load holds the file in memory until it is checked; it throws kIo, kFormat,
+  // kContextFull or kInvalidArgument (session_file.h) and leaves the session as it was. Should a device then fail, the session is empty.
   void save(const std::string& path) const;
   void load(const std::string& path);
 

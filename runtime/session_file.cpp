@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <span>
@@ -24,7 +25,7 @@ struct HeaderRecord {
   uint32_t version, header_size;
   uint64_t file_size, fingerprint;
   uint32_t n_tokens, n_layers, n_kv_heads, head_dim;
-  uint32_t kv_type, zero;
+  uint32_t kv_type, n_ctx;
   uint64_t payload_checksum;
   std::array<uint64_t, 7> zeros;
   uint64_t header_checksum;
@@ -40,22 +41,34 @@ uint64_t header_checksum(const HeaderRecord& header) {
   return checksum64(bytes_of(&header).first(sizeof header - sizeof header.header_checksum));
 }
 
+bool depends_on_context(const ModelSpec& spec) {
+  return std::any_of(spec.ropes.begin(), spec.ropes.end(),
+                     [](const RopeSpec& rope) { return rope.depends_on_context(); });
+}
+
+bool same_angles(const ModelSpec& spec, uint32_t n_ctx, uint32_t other_n_ctx) {
+  return std::all_of(spec.ropes.begin(), spec.ropes.end(), [&](const RopeSpec& rope) {
+    return rope.frequencies(n_ctx) == rope.frequencies(other_n_ctx);
+  });
+}
+
 // Everything of the header that follows from the session and n_tokens.
-HeaderRecord make_header(const Model& model, KvType kv, uint64_t n_tokens) {
+HeaderRecord make_header(const Model& model, const SessionOptions& options, uint64_t n_tokens) {
   const ModelSpec& spec = model.spec();
   HeaderRecord h{};
   h.magic = kMagic;
   h.version = kVersion;
   h.header_size = sizeof h;
-  h.file_size =
-      checked_add(sizeof h, checked_add(checked_mul(n_tokens, sizeof(int32_t)),
-                                        checked_mul(spec.n_layers, kv_layer_bytes(spec, kv, n_tokens))));
+  h.file_size = checked_add(
+      sizeof h, checked_add(checked_mul(n_tokens, sizeof(int32_t)),
+                            checked_mul(spec.n_layers, kv_layer_bytes(spec, options.kv, n_tokens))));
   h.fingerprint = model.container().fingerprint();
   h.n_tokens = static_cast<uint32_t>(n_tokens);
   h.n_layers = spec.n_layers;
   h.n_kv_heads = spec.n_kv_heads;
   h.head_dim = spec.head_dim;
-  h.kv_type = static_cast<uint32_t>(kv);
+  h.kv_type = static_cast<uint32_t>(options.kv);
+  h.n_ctx = depends_on_context(spec) ? options.n_ctx : 0;
   return h;
 }
 
@@ -65,8 +78,8 @@ void read_exactly(const File& file, const std::string& path, uint64_t offset, vo
 }
 
 // Reads and checks header and ids.
-HeaderRecord read_header(const File& file, const std::string& path, const Model& model, KvType kv,
-                         uint32_t n_ctx) {
+HeaderRecord read_header(const File& file, const std::string& path, const Model& model,
+                         const SessionOptions& options) {
   const auto refuse = [&](const char* what, auto found, auto expected) {
     throw_error(ErrorCode::kFormat, "{}: {} is {}, expected {}", path, what, found, expected);
   };
@@ -81,11 +94,22 @@ HeaderRecord read_header(const File& file, const std::string& path, const Model&
   if (h.fingerprint != model.container().fingerprint())
     throw_error(ErrorCode::kFormat, "{}: saved with another model (fingerprint {:016x}, expected {:016x})",
                 path, h.fingerprint, model.container().fingerprint());
-  if (h.kv_type != static_cast<uint32_t>(kv)) refuse("cache type", h.kv_type, static_cast<uint32_t>(kv));
-  if (h.n_tokens > n_ctx)
+  const auto kv = static_cast<uint32_t>(options.kv);
+  if (h.kv_type != kv) refuse("cache type", h.kv_type, kv);
+  if (h.n_tokens > options.n_ctx)
     throw_error(ErrorCode::kContextFull, "{}: {} tokens, expected at most the context's {}", path, h.n_tokens,
-                n_ctx);
-  HeaderRecord expected = make_header(model, kv, h.n_tokens);
+                options.n_ctx);
+  HeaderRecord expected = make_header(model, options, h.n_tokens);
+  if (depends_on_context(model.spec())) {  // 0: of a version that did not store it
+    if (h.n_ctx < h.n_tokens || h.n_ctx > model.spec().max_context)
+      throw_error(ErrorCode::kFormat, "{}: n_ctx is {}, expected {} to {}", path, h.n_ctx, h.n_tokens,
+                  model.spec().max_context);
+    if (!same_angles(model.spec(), h.n_ctx, options.n_ctx))
+      throw_error(ErrorCode::kInvalidArgument,
+                  "{}: saved in a context of {} tokens, with other RoPE angles than this session's of {}",
+                  path, h.n_ctx, options.n_ctx);
+    expected.n_ctx = h.n_ctx;
+  }
   if (size != expected.file_size) refuse("size", size, expected.file_size);
   expected.payload_checksum = h.payload_checksum;
   expected.header_checksum = h.header_checksum;
@@ -96,11 +120,11 @@ HeaderRecord read_header(const File& file, const std::string& path, const Model&
 
 }  // namespace
 
-void save_session(const std::string& path, const Model& model, KvType kv, const std::vector<int32_t>& tokens,
-                  const Backend& backend) {
-  HeaderRecord header = make_header(model, kv, tokens.size());
+void save_session(const std::string& path, const Model& model, const SessionOptions& options,
+                  const std::vector<int32_t>& tokens, const Backend& backend) {
+  HeaderRecord header = make_header(model, options, tokens.size());
   const uint32_t n_tokens = header.n_tokens;
-  std::vector<uint8_t> layer(kv_layer_bytes(model.spec(), kv, n_tokens));
+  std::vector<uint8_t> layer(kv_layer_bytes(model.spec(), options.kv, n_tokens));
   AtomicFile out(path);
   Checksum64 checksum;
   uint64_t at = sizeof header;
@@ -121,9 +145,9 @@ void save_session(const std::string& path, const Model& model, KvType kv, const 
   out.commit();
 }
 
-SavedSession read_session(const std::string& path, const Model& model, KvType kv, uint32_t n_ctx) {
+SavedSession read_session(const std::string& path, const Model& model, const SessionOptions& options) {
   const File file(Io::system(), path, O_RDONLY | O_CLOEXEC);
-  const HeaderRecord header = read_header(file, path, model, kv, n_ctx);
+  const HeaderRecord header = read_header(file, path, model, options);
   SavedSession saved{std::vector<int32_t>(header.n_tokens), {}};
   const uint64_t ids_bytes = header.n_tokens * sizeof(int32_t);
   saved.cache.resize(header.file_size - sizeof header - ids_bytes);  // file_size is the file's, checked

@@ -294,6 +294,37 @@ TEST_CASE("a saved session goes on as if nothing had happened") {
   }
 }
 
+TEST_CASE("a saved session goes on only where the context gives the same angles") {
+  ModelSpec extended = plain_spec(), dynamic = plain_spec();
+  extended.ropes[0].original_context = dynamic.ropes[0].original_context = 50;
+  extended.ropes[0].long_inv_freq = {0.5f, 0.2f, 0.1f, 0.02f, 0.01f, 0.001f};
+  dynamic.ropes[0].dynamic_factor = 4;
+  for (const ModelSpec& spec : {extended, dynamic}) {
+    const Fixture f(spec, {});
+    const auto open = [&](uint32_t n_ctx) {
+      SessionOptions options;
+      options.n_ctx = n_ctx;
+      return std::make_unique<Session>(f.model, options);
+    };
+    const std::vector<int32_t> ids = random_ids(9, 131);
+    const auto within = open(40), also_within = open(50), beyond = open(60);
+    within->sync(ids);
+    within->save(f.folder / "s");
+    also_within->load(f.folder / "s");
+    CHECK(also_within->tokens() == ids);
+    CHECK_THROWS_WITH(beyond->load(f.folder / "s"),
+                      Contains("context of 40 tokens") && Contains("this session's of 60"));
+    CHECK(beyond->tokens().empty());
+
+    Bytes older = read_file(f.folder / "s");  // of a version that did not store the context
+    std::fill_n(older.begin() + 52, 4, 0);
+    const uint64_t sum = checksum64(std::span(older).first(120));
+    std::memcpy(older.data() + 120, &sum, sizeof sum);
+    write_file(f.folder / "older", older);
+    CHECK_THROWS_WITH(within->load(f.folder / "older"), Contains("n_ctx is 0, expected 9 to 700"));
+  }
+}
+
 TEST_CASE("a session file that is damaged or of another model is refused and leaves the session as it was") {
   const Fixture f(plain_spec(), {.kind = TensorKind::kQ24});
   const Fixture g(plain_spec(), {.kind = TensorKind::kQ24, .seed = 2});
