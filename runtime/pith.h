@@ -14,7 +14,8 @@
  * Conventions, true of every function unless it says otherwise:
  *   - returns PITH_OK (0) or a PITH_E_* code; the detail, one line, is pith_errmsg() on the same thread
  *   - never prints, throws, exits, aborts or changes a signal handler; a null argument is PITH_E_INVALID
- *   - on an error, output arguments are untouched, and objects are as they were before the call
+ *   - on an error, output arguments are untouched, and objects are as they were before the call; what an interrupt
+ *     leaves is said where it may come
  *   - text is UTF-8 with a length in bytes; paths and keys are 0-terminated
  *   - what is returned through an `out` pointer is owned by the caller and closed with the matching _close; strings and
  *     arrays given to a function are read during the call only
@@ -173,8 +174,9 @@ PITH_API int pith_session_get(const pith_session* session, const char* key, char
 PITH_API int pith_sync(pith_session* session, const int32_t* ids, size_t n_ids);
 
 /* Draws the next token and appends it. PITH_DONE: the token (also in *id) is an end token; it is not appended. Needs a
- * timeline with logits: PITH_E_INVALID before pith_sync() or right after pith_rewind(). After PITH_E_INTERRUPTED the
- * token stays drawn: the next pith_step() or pith_generate() on the same timeline begins with it. */
+ * timeline with logits: PITH_E_INVALID before pith_sync() or right after pith_rewind(). After PITH_E_INTERRUPTED timeline
+ * and logits are as they were, but the token stays drawn: the next pith_step() or pith_generate() on the same timeline
+ * begins with it. */
 PITH_API int pith_step(pith_session* session, int32_t* id);
 
 /* The distribution after the timeline's last token: *logits points to *n = vocab_size floats inside the session,
@@ -214,7 +216,8 @@ PITH_API int pith_generate(pith_session* session, pith_text_fn fn, void* user, p
 
 /* One turn of a conversation: pith_chat_render() with the reply's start, pith_sync(), pith_generate(). Pass the whole
  * conversation each time: what the timeline already holds is not run again. An interrupt before the first
- * token is PITH_E_INTERRUPTED. */
+ * token is PITH_E_INTERRUPTED, and the timeline as pith_sync() leaves it. Should anything else fail after the first
+ * token, here or in pith_generate(), the text that was handed out before is in the timeline. */
 PITH_API int pith_chat(pith_session* session, const pith_message* messages, size_t n_messages,
                        pith_text_fn fn, void* user, pith_reply* reply);
 

@@ -70,12 +70,11 @@ struct Session::Impl {
   // Runs ids after the timeline, chunk by chunk; after_chunk(n) sees each while its rows are in the backend.
   template <typename AfterChunk>
   void feed(std::span<const int32_t> ids, AfterChunk&& after_chunk) {
-    check_interrupt();
-    logits = {};
     while (!ids.empty()) {
       const auto chunk = ids.first(std::min<size_t>(ids.size(), options.prefill_chunk));
       decode_batch(*backend, model->spec(), chunk, static_cast<uint32_t>(tokens.size()), stop);
       tokens.insert(tokens.end(), chunk.begin(), chunk.end());
+      logits = {};
       ids = ids.subspan(chunk.size());
       after_chunk(static_cast<uint32_t>(chunk.size()), ids.empty());
     }
@@ -133,17 +132,15 @@ void Session::interrupt() {
 uint32_t Session::sync(std::span<const int32_t> ids) {
   if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");
   impl_->check_ids(ids, 0);
+  impl_->check_interrupt();
   const std::vector<int32_t>& tokens = impl_->tokens;
   size_t common = static_cast<size_t>(
       std::mismatch(ids.begin(), ids.end(), tokens.begin(), tokens.end()).first - ids.begin());
   if (common == ids.size()) {
-    if (common == tokens.size() && !impl_->logits.empty()) {
-      impl_->check_interrupt();
-      return static_cast<uint32_t>(common);
-    }
+    if (common == tokens.size() && !impl_->logits.empty()) return static_cast<uint32_t>(common);
     --common;  // the last token runs again for its logits
   }
-  impl_->rewind(common);
+  if (common < tokens.size()) impl_->rewind(common);
   impl_->feed(ids.subspan(common));
   return static_cast<uint32_t>(common);
 }
@@ -171,6 +168,7 @@ uint32_t Session::logits_after(std::span<const int32_t> ids, uint32_t first,
   if (first >= ids.size())
     throw_error(ErrorCode::kInvalidArgument, "{} tokens, expected more than {}", ids.size(), first);
   impl_->check_ids(ids, 0);
+  impl_->check_interrupt();
   const std::vector<int32_t>& tokens = impl_->tokens;
   const auto kept = ids.first(first);
   const size_t common = static_cast<size_t>(

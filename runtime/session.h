@@ -64,7 +64,7 @@ class Session {
   // Makes the timeline equal `ids`, keeping the longest common prefix's cache and running the rest (batched).
   // Afterwards logits() are those after the last id. Returns how many ids' results were kept. Throws
   // kInvalidArgument (empty, id out of range), kContextFull, kInterrupted (the timeline then holds what was
-  // finished).
+  // finished; before anything ran, it and the logits are as they were).
   uint32_t sync(std::span<const int32_t> ids);
   void append(int32_t id) { append(std::span<const int32_t>(&id, 1)); }
   void append(std::span<const int32_t> ids);

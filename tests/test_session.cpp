@@ -249,10 +249,15 @@ TEST_CASE("an interrupt stops one call and leaves a timeline that goes on") {
   CHECK_THROWS_AS(session.sync(ids), Error);
   CHECK(session.tokens().empty());
   session.sync(std::span(ids).first(3));
+  const std::vector<float> logits = copy_of(session.logits());
   session.interrupt();
   CHECK_THROWS_AS(session.append(5), Error);
   CHECK(session.tokens().size() == 3);
-  CHECK_FALSE(session.logits().empty());  // nothing had begun: as before the call
+  CHECK(same_bits(session.logits(), logits));  // no token came in: as before the call
+  session.interrupt();
+  CHECK_THROWS_AS(session.sync(random_ids(3, 131, 8)), Error);
+  CHECK(session.tokens() == std::vector<int32_t>(ids.begin(), ids.begin() + 3));  // nothing was taken back
+  CHECK(same_bits(session.logits(), logits));
 
   try {
     session.logits_of_all(ids, [&](uint32_t position, std::span<const float>) {
