@@ -128,14 +128,15 @@ class TextOut {
 
 // What was handed out must get into the timeline, however often it is interrupted. Returns whether it was.
 bool append_always(pith_session& s, int32_t id) {
-  for (bool interrupted = false;; interrupted = true) {
-    try {
-      append(s, id);
-      return interrupted;
-    } catch (const Error& error) {
-      if (error.code() != ErrorCode::kInterrupted) throw;
-    }
+  try {
+    append(s, id);
+    return false;
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInterrupted) throw;
   }
+  s.session.append_uninterrupted(id);
+  s.drawn = -1;
+  return true;
 }
 
 // Draws, hands out, appends: in this order, so that a reader sees a token before the next one is computed. at_start: the text begins

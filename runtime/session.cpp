@@ -69,10 +69,10 @@ struct Session::Impl {
 
   // Runs ids after the timeline, chunk by chunk; after_chunk(n) sees each while its rows are in the backend.
   template <typename AfterChunk>
-  void feed(std::span<const int32_t> ids, AfterChunk&& after_chunk) {
+  void feed(std::span<const int32_t> ids, std::atomic<bool>& stop_flag, AfterChunk&& after_chunk) {
     while (!ids.empty()) {
       const auto chunk = ids.first(std::min<size_t>(ids.size(), options.prefill_chunk));
-      decode_batch(*backend, model->spec(), chunk, static_cast<uint32_t>(tokens.size()), stop);
+      decode_batch(*backend, model->spec(), chunk, static_cast<uint32_t>(tokens.size()), stop_flag);
       tokens.insert(tokens.end(), chunk.begin(), chunk.end());
       logits = {};
       ids = ids.subspan(chunk.size());
@@ -80,8 +80,8 @@ struct Session::Impl {
     }
   }
 
-  void feed(std::span<const int32_t> ids) {
-    feed(ids, [this](uint32_t n, bool is_last) {
+  void feed(std::span<const int32_t> ids, std::atomic<bool>& stop_flag) {
+    feed(ids, stop_flag, [this](uint32_t n, bool is_last) {
       if (is_last) logits = backend->head(n - 1, 1);
     });
   }
@@ -141,14 +141,21 @@ uint32_t Session::sync(std::span<const int32_t> ids) {
     --common;  // the last token runs again for its logits
   }
   if (common < tokens.size()) impl_->rewind(common);
-  impl_->feed(ids.subspan(common));
+  impl_->feed(ids.subspan(common), impl_->stop);
   return static_cast<uint32_t>(common);
 }
 
 void Session::append(std::span<const int32_t> ids) {
   if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");
   impl_->check_ids(ids, impl_->tokens.size());
-  impl_->feed(ids);
+  impl_->feed(ids, impl_->stop);
+}
+
+void Session::append_uninterrupted(int32_t id) {
+  const std::span<const int32_t> ids(&id, 1);
+  impl_->check_ids(ids, impl_->tokens.size());
+  std::atomic<bool> never{false};
+  impl_->feed(ids, never);
 }
 
 void Session::rewind(uint32_t n_tokens) {
@@ -175,7 +182,7 @@ uint32_t Session::logits_after(std::span<const int32_t> ids, uint32_t first,
       std::mismatch(kept.begin(), kept.end(), tokens.begin(), tokens.end()).first - kept.begin());
   impl_->rewind(common);
   const uint32_t vocab = impl_->model->spec().vocab_size;
-  impl_->feed(ids.subspan(common), [&](uint32_t n, bool) {
+  impl_->feed(ids.subspan(common), impl_->stop, [&](uint32_t n, bool) {
     const uint32_t begin =
         static_cast<uint32_t>(impl_->tokens.size()) - n;  // position of the chunk's first row
     for (uint32_t i = first > begin ? first - begin : 0; i < n; i += kMaxLogitRows) {

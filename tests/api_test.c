@@ -218,16 +218,36 @@ static int stop_often(const char* text, size_t n_bytes, void* user) {
   return 0;
 }
 
-static void* interrupt_often(void* session) {
-  int i;
-  for (i = 0; i < 200000; ++i) pith_interrupt(session);
+/* Interrupts a session again and again until it is told to stop. */
+typedef struct {
+  pith_session* session;
+  pthread_mutex_t running; /* held while it shall go on */
+  pthread_t thread;
+} interrupter;
+
+static void* interrupt_often(void* user) {
+  interrupter* all = user;
+  while (pthread_mutex_trylock(&all->running) != 0) pith_interrupt(all->session);
+  pthread_mutex_unlock(&all->running);
   return NULL;
+}
+
+static void start_interrupting(interrupter* all, pith_session* session) {
+  all->session = session;
+  CHECK(pthread_mutex_init(&all->running, NULL) == 0 && pthread_mutex_lock(&all->running) == 0);
+  CHECK(pthread_create(&all->thread, NULL, interrupt_often, all) == 0);
+}
+
+static void stop_interrupting(interrupter* all) {
+  pthread_mutex_unlock(&all->running);
+  pthread_join(all->thread, NULL);
+  pthread_mutex_destroy(&all->running);
 }
 
 static void interrupted_twice(const pith_model* model) {
   pith_session* session = NULL;
   pith_reply reply = {.size = sizeof reply};
-  pthread_t thread;
+  interrupter all;
   int32_t ids[64], id, drawn = -1, expected = -1;
   size_t n, n_before, n_after;
   int round;
@@ -235,10 +255,10 @@ static void interrupted_twice(const pith_model* model) {
   OK(pith_tokenize(model, "Once upon a time", 16, PITH_ADD_BOS, ids, 64, &n));
   for (round = 0; round < 5; ++round) {
     while (pith_sync(session, ids, n) == PITH_E_INTERRUPTED) continue;
-    CHECK(pthread_create(&thread, NULL, interrupt_often, session) == 0);
-    OK(pith_generate(session, stop_often, session, &reply));
+    start_interrupting(&all, session);
+    OK(pith_generate(session, stop_often, session, &reply)); /* ends, though they never stop */
     CHECK(reply.stop == PITH_STOP_INTERRUPT || reply.stop == PITH_STOP_END);
-    pthread_join(thread, NULL);
+    stop_interrupting(&all);
     OK(pith_tokens(session, NULL, 0, &n_after));
     CHECK(n_after == n + reply.n_generated);
   }
