@@ -221,7 +221,10 @@ PITH_API int pith_generate(pith_session* session, pith_text_fn fn, void* user, p
 PITH_API int pith_chat(pith_session* session, const pith_message* messages, size_t n_messages,
                        pith_text_fn fn, void* user, pith_reply* reply);
 
-/* Stops the call that is running on the session, or the next one; once. Any thread, and from a signal handler. */
+/* Stops the call that is running on the session: pith_sync(), pith_step(), pith_generate() or pith_chat(). Any thread, and
+ * from a signal handler. Does nothing when none runs, as sqlite3_interrupt(): what comes just before a call begins, or
+ * between two of a loop's pith_step(), is lost, so such a loop looks at a flag of its own. PITH_E_INVALID for NULL leaves
+ * no message. */
 PITH_API int pith_interrupt(pith_session* session);
 
 /* The timeline and its cache in a file (written beside it, then renamed), bound to the model. Load fails with

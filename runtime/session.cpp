@@ -128,6 +128,9 @@ std::span<const float> Session::logits() const {
 void Session::interrupt() {
   impl_->stop.store(true);
 }
+void Session::forget_interrupt() {
+  impl_->stop.store(false);
+}
 
 uint32_t Session::sync(std::span<const int32_t> ids) {
   if (ids.empty()) throw_error(ErrorCode::kInvalidArgument, "no tokens, expected at least one");

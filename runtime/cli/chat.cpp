@@ -129,16 +129,7 @@ class Chat {
   void reply_to(AskModel&& ask_model) {
     replying = session_;
     try {
-      while (true) {
-        take_interrupt();
-        try {
-          reply_ = ask_model();
-          break;
-        } catch (const Error& error) {
-          // Ctrl-C that came as the last reply ended stops "the next call": not this one.
-          if (error.code() != ErrorCode::kInterrupted || take_interrupt()) throw;
-        }
-      }
+      reply_ = ask_model();
     } catch (...) {
       replying = nullptr;
       throw;
