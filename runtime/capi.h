@@ -14,6 +14,7 @@
 #include "runtime/pith.h"
 #include "runtime/sampler.h"
 #include "runtime/session.h"
+#include "runtime/utf8.h"
 
 struct pith_model {
   std::shared_ptr<const pith::Model> model;
@@ -31,6 +32,7 @@ struct pith_session {
   pith::Sampler sampler;
   uint32_t max_tokens = 0;  // 0 = as many as fit
   int32_t drawn = -1;       // a token that an interrupted call drew for the end of the timeline; -1 = none
+  pith::Utf8Holder held;    // the code point that the timeline's text ends inside of
 };
 
 namespace pith::capi {

@@ -6,7 +6,6 @@
 
 #include "runtime/backend.h"
 #include "runtime/capi.h"
-#include "runtime/utf8.h"
 
 namespace pith::capi {
 
@@ -70,6 +69,12 @@ void need_logits(const pith_session& s) {
     throw_error(ErrorCode::kInvalidArgument, "no logits: call pith_sync with at least one id first");
 }
 
+// What belongs to the timeline's end ends with it.
+void forget_end(pith_session& s) {
+  s.drawn = -1;
+  s.held.clear();
+}
+
 // Returns how many ids were in the cache. What was drawn stays for the timeline that it was drawn for, also where this throws.
 uint32_t sync_to(pith_session& s, std::span<const int32_t> ids) {
   // Changed is a timeline of another length, or of another token where ids part from it (no copy: pith_sync allocates nothing).
@@ -79,7 +84,7 @@ uint32_t sync_to(pith_session& s, std::span<const int32_t> ids) {
   const size_t n_common = static_cast<size_t>(part - tokens.begin());
   const int32_t before = n_common < n_before ? *part : -1;
   const auto forget_if_changed = [&] {
-    if (tokens.size() != n_before || (n_common < n_before && tokens[n_common] != before)) s.drawn = -1;
+    if (tokens.size() != n_before || (n_common < n_before && tokens[n_common] != before)) forget_end(s);
   };
   try {
     const uint32_t n_reused = s.session.sync(ids);
@@ -108,22 +113,22 @@ bool is_full(const pith_session& s) {
   return s.session.tokens().size() >= s.session.n_ctx();
 }
 
-// Hands out text in whole code points.
+// Hands out text in whole code points. What is left of one stays in `held`, for the call that goes on.
 class TextOut {
  public:
-  TextOut(pith_text_fn fn, void* user) : fn_(fn), user_(user) {}
+  TextOut(Utf8Holder& held, pith_text_fn fn, void* user) : held_(held), fn_(fn), user_(user) {}
 
-  bool put(std::string_view bytes) { return emit(holder_.push(bytes)); }  // false: the callback wants to stop
-  void finish() { emit(holder_.flush()); }
+  bool put(std::string_view bytes) { return emit(held_.push(bytes)); }  // false: the callback wants to stop
+  void finish() { emit(held_.flush()); }
 
  private:
   bool emit(std::string_view text) {
     return text.empty() || fn_ == nullptr || fn_(text.data(), text.size(), user_) == 0;
   }
 
+  Utf8Holder& held_;
   pith_text_fn fn_;
   void* user_;
-  Utf8Holder holder_;
 };
 
 // What was handed out must get into the timeline, however often it is interrupted. Returns whether it was.
@@ -163,7 +168,8 @@ void generate(pith_session& s, TextOut& out, bool at_start, pith_reply& reply) {
       if (append_always(s, id)) reply.stop = PITH_STOP_INTERRUPT;
     }
   }
-  out.finish();  // the reply has ended already: a wish to stop changes nothing
+  // No text can follow these; the reply has ended already: a wish to stop changes nothing.
+  if (reply.stop == PITH_STOP_END || reply.stop == PITH_STOP_CONTEXT) out.finish();
   reply.generation_seconds = seconds_since(start);
 }
 
@@ -274,6 +280,7 @@ int pith_step(pith_session* session, int32_t* id) {
       return int{PITH_DONE};
     }
     append(*session, next);
+    session->held.clear();  // the caller has this token's text, and not what came before
     *id = next;
     return int{PITH_OK};
   });
@@ -298,7 +305,7 @@ int pith_rewind(pith_session* session, size_t n_tokens) {
       throw_error(ErrorCode::kInvalidArgument, "pith_rewind to {} tokens: the timeline has {}", n_tokens,
                   session->session.tokens().size());
     session->session.rewind(static_cast<uint32_t>(n_tokens));
-    session->drawn = -1;
+    forget_end(*session);
     return PITH_OK;
   });
 }
@@ -319,7 +326,7 @@ int pith_generate(pith_session* session, pith_text_fn fn, void* user, pith_reply
     session->session.forget_interrupt();
     if (session->drawn < 0) need_logits(*session);
     pith_reply done{};
-    TextOut out(fn, user);
+    TextOut out(session->held, fn, user);
     generate(*session, out, false, done);
     if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;
@@ -338,7 +345,8 @@ int pith_chat(pith_session* session, const pith_message* messages, size_t n_mess
     const auto start = std::chrono::steady_clock::now();
     done.n_reused = sync_to(*session, ids);
     done.prompt_seconds = seconds_since(start);
-    TextOut out(fn, user);
+    session->held.clear();
+    TextOut out(session->held, fn, user);
     generate(*session, out, true, done);
     if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;
@@ -367,10 +375,10 @@ int pith_session_load(pith_session* session, const char* path) {
     try {
       session->session.load(path);
     } catch (...) {
-      if (session->session.tokens().empty()) session->drawn = -1;  // a device failed halfway
+      if (session->session.tokens().empty()) forget_end(*session);  // a device failed halfway
       throw;
     }
-    session->drawn = -1;
+    forget_end(*session);
     return PITH_OK;
   });
 }

@@ -190,7 +190,8 @@ PITH_API int pith_rewind(pith_session* session, size_t n_tokens);
 PITH_API int pith_tokens(const pith_session* session, int32_t* ids, size_t capacity, size_t* n_needed);
 
 /* Receives text as it is made: whole UTF-8 code points (bytes that are not UTF-8 become U+FFFD), never 0 bytes long, not
- * 0-terminated. Returning non-zero stops the reply. It must not call functions on the session except
+ * 0-terminated. The beginning of a code point that a reply stops inside of comes with the rest of it, from the
+ * pith_generate() that goes on; with PITH_STOP_END and PITH_STOP_CONTEXT it is U+FFFD. Returning non-zero stops the reply. It must not call functions on the session except
  * pith_interrupt(). */
 typedef int (*pith_text_fn)(const char* text, size_t n_bytes, void* user);
 

@@ -105,6 +105,7 @@ class Utf8Holder {
     held_.clear();
     return out;
   }
+  void clear() { held_.clear(); }
 
  private:
   // Whether `tail` is a proper prefix of some code point's bytes: some completion of it is valid.

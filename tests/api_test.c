@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "runtime/pith.h"
 
@@ -318,6 +317,51 @@ static void interruption(const pith_model* model) {
   pith_session_close(session);
 }
 
+/* Whether there is a character of several bytes, but for U+FFFD. */
+static int has_long_character(const char* text, size_t n) {
+  size_t i;
+  for (i = 0; i < n; ++i)
+    if ((unsigned char)text[i] >= 0xc2) {
+      if (i + 3 > n || memcmp(text + i, "\xef\xbf\xbd", 3) != 0) return 1;
+      i += 2;
+    }
+  return 0;
+}
+
+/* One token a call makes the text that one call makes: characters whose bytes are several tokens stay whole. */
+static void resumed_text(const pith_model* model) {
+  static text_sink whole, pieces;
+  pith_session* session = NULL;
+  pith_reply reply = {.size = sizeof reply};
+  char seed[16];
+  int32_t ids[64];
+  size_t n;
+  int round, n_tokens, n_long = 0;
+  OK(pith_session_open(model, (const char* const[]){"temp", "2", NULL}, &session));
+  OK(pith_tokenize(model, "Once", 4, PITH_ADD_BOS, ids, 64, &n));
+  for (round = 0; round < 20; ++round) {
+    snprintf(seed, sizeof seed, "%d", round);
+    whole.n = pieces.n = 0;
+    OK(pith_sync(session, ids, n));
+    OK(pith_set(session, "seed", seed));
+    OK(pith_set(session, "max_tokens", "100"));
+    OK(pith_generate(session, keep, &whole, &reply));
+    n_tokens =
+        (int)reply.n_generated + (reply.stop != PITH_STOP_LENGTH); /* the call that ends it makes none */
+    OK(pith_sync(session, ids, n));
+    OK(pith_set(session, "seed", seed));
+    OK(pith_set(session, "max_tokens", "1"));
+    do {
+      OK(pith_generate(session, keep, &pieces, &reply));
+      n_tokens -= (int)reply.n_generated;
+    } while (reply.stop == PITH_STOP_LENGTH && n_tokens > 0);
+    CHECK(whole.n == pieces.n && memcmp(whole.data, pieces.data, whole.n) == 0);
+    n_long += has_long_character(whole.data, whole.n);
+  }
+  CHECK(n_long > 0);
+  pith_session_close(session);
+}
+
 static void save_and_restore(const pith_model* model, pith_session* session, const char* folder) {
   char path[1024], bad[1024];
   pith_session* other = NULL;
@@ -378,6 +422,7 @@ int main(int argc, char** argv) {
   conversation(session);
   interruption(model);
   interrupted_twice(model);
+  resumed_text(model);
   save_and_restore(model, session, argv[2]);
   pith_model_close(model); /* the session keeps what it needs */
   OK(pith_set(session, "temp", "0"));
