@@ -2,7 +2,8 @@
  *
  * Two objects. A pith_model is an opened file: immutable, shared by any number of sessions and threads. A
  * pith_session is one timeline of tokens over a model, with its key/value cache, scratch memory and workers: one thread
- * at a time, except pith_interrupt(). A chat in six lines:
+ * at a time, except pith_interrupt(). A child of fork() opens sessions of its own: one that was opened before refuses there to
+ * run, save and load (PITH_E_INVALID), and may be closed. A chat in six lines:
  *
  *   pith_model *model;
  *   pith_session *session;

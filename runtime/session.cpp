@@ -1,6 +1,8 @@
 // The timeline: what has been run, what the next call must run, in chunks.
 #include "runtime/session.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -52,7 +54,14 @@ struct Session::Impl {
     tokens.reserve(options.n_ctx);
   }
 
+  void check_process() const {
+    if (getpid() != process)
+      throw_error(ErrorCode::kInvalidArgument,
+                  "the session was opened before a fork: this process has none of its threads");
+  }
+
   void check_ids(std::span<const int32_t> ids, size_t n_before) const {
+    check_process();
     const uint32_t vocab = model->spec().vocab_size;
     for (size_t i = 0; i < ids.size(); ++i)
       if (ids[i] < 0 || static_cast<uint32_t>(ids[i]) >= vocab)
@@ -98,6 +107,7 @@ struct Session::Impl {
   std::vector<int32_t> tokens;
   std::span<const float> logits;  // in the backend; empty when they are not those of the last token
   std::atomic<bool> stop{false};
+  const pid_t process = getpid();
 };
 
 Session::Session(std::shared_ptr<const Model> model, const SessionOptions& options)
@@ -198,10 +208,12 @@ uint32_t Session::logits_after(std::span<const int32_t> ids, uint32_t first,
 }
 
 void Session::save(const std::string& path) const {
+  impl_->check_process();
   save_session(path, *impl_->model, impl_->options, impl_->tokens, *impl_->backend);
 }
 
 void Session::load(const std::string& path) {
+  impl_->check_process();
   const SavedSession saved = read_session(path, *impl_->model, impl_->options);
   const uint32_t n_layers = impl_->model->spec().n_layers;
   const size_t layer_bytes = saved.cache.size() / n_layers;

@@ -2,6 +2,7 @@
 #include "runtime/thread_pool.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -46,6 +47,7 @@ void sleep_while(const std::atomic<uint32_t>& counter, uint32_t value) {
 
 ThreadPool::ThreadPool(uint32_t n_threads)
     : n_spins_(n_threads <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins),
+      process_(getpid()),
       n_used_(std::max(n_threads, 1u)),
       shares_(n_used_) {
   workers_.reserve(n_used_ - 1);
@@ -69,7 +71,12 @@ void ThreadPool::stop() {
   stopping_.store(true, std::memory_order_relaxed);
   epoch_.fetch_add(kRun, std::memory_order_release);
   epoch_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+  for (std::thread& worker : workers_) {
+    if (getpid() == process_)
+      worker.join();
+    else
+      worker.detach();  // after a fork: it is not here
+  }
 }
 
 void ThreadPool::use(uint32_t n_threads) {

@@ -2,7 +2,8 @@
 //
 // run(f) calls f(thread) for thread 0 .. n_threads-1, 0 being the caller, and returns when all are done. Inside f,
 // barrier() waits for all. Waiting spins for some microseconds, then sleeps in the kernel, so that decode pays no
-// wake-up per phase and an idle session no CPU. f must not throw. One caller at a time.
+// wake-up per phase and an idle session no CPU. f must not throw. One caller at a time,
+// in the process that made the pool: a fork's child has no threads, it may only destroy its copy.
 //
 // use() lets the runs that follow go on with fewer threads, the caller alone for one: thread_choice.h says when that pays.
 //
@@ -10,6 +11,8 @@
 // whoever is done takes items from the far end of another's share. A thread that the system or a noisy neighbour slows
 // down then costs one item and not its whole lag (1.1B decode on two shared cores: barriers were 9 % of the time).
 #pragma once
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -62,7 +65,8 @@ class ThreadPool {
   bool take_last(uint32_t victim, uint8_t turn, uint32_t& item);
 
   const int n_spins_;
-  uint32_t n_used_;  // written between runs only; read by the threads of a run
+  const pid_t process_;  // whose threads they are
+  uint32_t n_used_;      // written between runs only; read by the threads of a run
   void (*call_)(void*, uint32_t) = nullptr;
   void* context_ = nullptr;
   // Each on its own cache line: workers poll one while others write the next.

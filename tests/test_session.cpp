@@ -1,5 +1,8 @@
 // The decoder against a naive forward pass, and what a session promises: the same ids give the same bits however they
 // are fed; interruption; context; files.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
 #include <thread>
 
@@ -272,6 +275,39 @@ TEST_CASE("an interrupt stops one call and leaves a timeline that goes on") {
   Session fresh(f.model, {});
   fresh.sync(ids);
   CHECK(same_bits(session.logits(), fresh.logits()));
+}
+
+TEST_CASE("after a fork the child's copy of a session refuses to run and closes") {
+  const Fixture f(plain_spec(), {});
+  SessionOptions options;
+  options.n_threads = 3;
+  options.small_step = 0;
+  auto session = std::make_unique<Session>(f.model, options);
+  session->sync(random_ids(5, 131));
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);  // what hangs dies
+    int n_refused = 0;
+    const auto refuse = [&](auto&& call) {
+      try {
+        call();
+      } catch (const Error& error) {
+        n_refused += error.code() == ErrorCode::kInvalidArgument &&
+                     std::string_view(error.what()).find("before a fork") != std::string_view::npos;
+      }
+    };
+    refuse([&] { session->append(3); });
+    refuse([&] { session->sync(random_ids(7, 131)); });
+    refuse([&] { session->save(f.folder / "s"); });
+    refuse([&] { session->load(f.folder / "s"); });
+    session.reset();
+    _exit(n_refused);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 4);
+  session->append(3);  // the parent's goes on
 }
 
 TEST_CASE("a saved session goes on as if nothing had happened") {
