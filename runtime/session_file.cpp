@@ -41,6 +41,12 @@ uint64_t header_checksum(const HeaderRecord& header) {
   return checksum64(bytes_of(&header).first(sizeof header - sizeof header.header_checksum));
 }
 
+const char* kv_name(uint32_t kv_type) {
+  return kv_type == static_cast<uint32_t>(KvType::kF16)  ? "f16"
+         : kv_type == static_cast<uint32_t>(KvType::kI8) ? "i8"
+                                                         : nullptr;
+}
+
 bool depends_on_context(const ModelSpec& spec) {
   return std::any_of(spec.ropes.begin(), spec.ropes.end(),
                      [](const RopeSpec& rope) { return rope.depends_on_context(); });
@@ -94,8 +100,10 @@ HeaderRecord read_header(const File& file, const std::string& path, const Model&
   if (h.fingerprint != model.container().fingerprint())
     throw_error(ErrorCode::kFormat, "{}: saved with another model (fingerprint {:016x}, expected {:016x})",
                 path, h.fingerprint, model.container().fingerprint());
-  const auto kv = static_cast<uint32_t>(options.kv);
-  if (h.kv_type != kv) refuse("cache type", h.kv_type, kv);
+  if (kv_name(h.kv_type) == nullptr) refuse("cache type", h.kv_type, "1 or 2");
+  if (const auto kv = static_cast<uint32_t>(options.kv); h.kv_type != kv)
+    throw_error(ErrorCode::kInvalidArgument, "{}: saved with kv {}, this session has {}", path,
+                kv_name(h.kv_type), kv_name(kv));
   if (h.n_tokens > options.n_ctx)
     throw_error(ErrorCode::kContextFull, "{}: {} tokens, expected at most the context's {}", path, h.n_tokens,
                 options.n_ctx);

@@ -29,8 +29,8 @@ struct SavedSession {
   std::vector<int32_t> tokens;
   std::vector<uint8_t> cache;  // [n_layers, kv_layer_bytes()]
 };
-// Throws Error(kIo), kContextFull when the file holds more tokens than the context, kInvalidArgument when its session had other RoPE
-// angles, or kFormat naming the first thing that is wrong.
+// Throws Error(kIo), kContextFull when the file holds more tokens than the context, kInvalidArgument when its session had another
+// cache type or other RoPE angles, or kFormat naming the first thing that is wrong.
 SavedSession read_session(const std::string& path, const Model& model, const SessionOptions& options);
 
 }  // namespace pith

@@ -411,7 +411,8 @@ TEST_CASE("a session file that is damaged or of another model is refused and lea
   options.n_ctx = 16;
   options.kv = KvType::kI8;
   Session other_cache(f.model, options);
-  refuse(other_cache, good);
+  refuse(other_cache, good, ErrorCode::kInvalidArgument);
+  CHECK_THROWS_WITH(other_cache.load(f.folder / "s"), Contains("saved with kv f16, this session has i8"));
   CHECK_THROWS_AS(session.load(f.folder / "absent"), Error);
   CHECK_THROWS_AS(session.save("/proc/no/such/folder"), Error);
   CHECK_THROWS_AS(session.save(f.folder.path()), Error);  // a folder
