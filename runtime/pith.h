@@ -229,7 +229,8 @@ PITH_API int pith_chat(pith_session* session, const pith_message* messages, size
  * no message. */
 PITH_API int pith_interrupt(pith_session* session);
 
-/* The timeline and its cache in a file (written beside it, then renamed), bound to the model. Load fails with
+/* The timeline and its cache in a file (written beside it, then renamed; mode 0600), bound to the model. Save replaces a
+ * session's file or an empty one, nothing else: PITH_E_INVALID. Load fails with
  * PITH_E_FORMAT on a file that is damaged or of another model, with PITH_E_CONTEXT when it is longer than this
  * session's context, and with PITH_E_INVALID when the session that was saved had another "kv", or a "ctx" that turns keys by
  * other angles than this one's (models with dynamic NTK or LongRoPE); the session is then as it was. It is read into memory as a whole

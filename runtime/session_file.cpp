@@ -126,14 +126,26 @@ HeaderRecord read_header(const File& file, const std::string& path, const Model&
   return h;
 }
 
+// Only a session's file is replaced, or an empty one.
+void check_replaceable(const std::string& path) {
+  struct stat info;
+  if (Io::system().stat(path.c_str(), &info) != 0) return;
+  const File file(Io::system(), path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  std::array<uint8_t, kMagic.size()> magic{};
+  if (file.size_bytes() > 0 &&
+      (file.read_at(0, magic.data(), magic.size()) != magic.size() || magic != kMagic))
+    throw_error(ErrorCode::kInvalidArgument, "{}: not a pith session file, so it is not replaced", path);
+}
+
 }  // namespace
 
 void save_session(const std::string& path, const Model& model, const SessionOptions& options,
                   const std::vector<int32_t>& tokens, const Backend& backend) {
+  check_replaceable(path);
   HeaderRecord header = make_header(model, options, tokens.size());
   const uint32_t n_tokens = header.n_tokens;
   std::vector<uint8_t> layer(kv_layer_bytes(model.spec(), options.kv, n_tokens));
-  AtomicFile out(path);
+  AtomicFile out(path, 0600);  // ids are text
   Checksum64 checksum;
   uint64_t at = sizeof header;
   const auto write = [&](std::span<const uint8_t> bytes) {

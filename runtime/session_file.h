@@ -20,7 +20,7 @@
 
 namespace pith {
 
-// options: resolved.
+// options: resolved. Mode 0600. Throws kInvalidArgument when something else than a session's file is there.
 void save_session(const std::string& path, const Model& model, const SessionOptions& options,
                   const std::vector<int32_t>& tokens, const Backend& backend);
 

@@ -1,5 +1,6 @@
 // The decoder against a naive forward pass, and what a session promises: the same ids give the same bits however they
 // are fed; interruption; context; files.
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -333,6 +334,25 @@ TEST_CASE("a saved session goes on as if nothing had happened") {
     CHECK(same_bits(other.logits(), expected));
     CHECK_FALSE(std::filesystem::exists(f.folder / "s.part"));
   }
+}
+
+TEST_CASE("a session is saved for its owner alone and never over another file") {
+  const Fixture f(plain_spec(), {});
+  Session session(f.model, {});
+  session.sync(random_ids(4, 131));
+  session.save(f.folder / "s");
+  struct stat info;
+  REQUIRE(stat((f.folder / "s").c_str(), &info) == 0);
+  CHECK((info.st_mode & 0777) == 0600);
+  write_file(f.folder / "empty", {});
+  for (const char* name : {"s", "empty"}) CHECK_NOTHROW(session.save(f.folder / name));
+  const Bytes model = read_file(f.folder / "m.pith"), precious = {'m', 'i', 'n', 'e'};
+  write_file(f.folder / "text", precious);
+  for (const char* name : {"m.pith", "text"})
+    CHECK_THROWS_WITH(session.save(f.folder / name),
+                      Contains("not a pith session file, so it is not replaced"));
+  CHECK(read_file(f.folder / "m.pith") == model);
+  CHECK(read_file(f.folder / "text") == precious);
 }
 
 TEST_CASE("a saved session goes on only where the context gives the same angles") {
