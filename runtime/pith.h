@@ -233,7 +233,8 @@ PITH_API int pith_interrupt(pith_session* session);
  * session's file or an empty one, nothing else: PITH_E_INVALID. Load fails with
  * PITH_E_FORMAT on a file that is damaged or of another model, with PITH_E_CONTEXT when it is longer than this
  * session's context, and with PITH_E_INVALID when the session that was saved had another "kv", or a "ctx" that turns keys by
- * other angles than this one's (models with dynamic NTK or LongRoPE); the session is then as it was. It is read into memory as a whole
+ * other angles than this one's (models with dynamic NTK or LongRoPE); the session is then as it was. Logits are not in the
+ * file: after a load the next call is pith_sync(), of the loaded ids (pith_tokens(): one of them runs again) or of more. It is read into memory as a whole
  * first. Should a device then fail while it takes the cache, the session is empty. Sampling options are not stored. */
 PITH_API int pith_session_save(const pith_session* session, const char* path);
 PITH_API int pith_session_load(pith_session* session, const char* path);

@@ -380,6 +380,7 @@ static void save_and_restore(const pith_model* model, pith_session* session, con
   CHECK(n[0] == n[1] && memcmp(ids[0], ids[1], n[0] * sizeof(int32_t)) == 0);
   OK(pith_set(session, "temp", "0"));
   OK(pith_set(other, "temp", "0"));
+  CHECK(pith_step(other, &a[0]) == PITH_E_INVALID); /* no logits yet */
   OK(pith_sync(other, ids[1], n[1]));
   for (i = 0; i < 6; ++i) {
     a[i] = b[i] = -1;
