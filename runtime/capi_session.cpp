@@ -23,7 +23,7 @@ uint64_t random_seed() {
 // other_keys: what else the caller takes, for the message.
 void set_sampling(SamplerOptions& options, std::string_view key, std::string_view value,
                   std::string_view other_keys) {
-  if (key == "seed" && value == "random")
+  if (key == "seed" && (value == "random" || value == "-1"))
     options.seed = random_seed();
   else
     set_sampler_option(options, key, value, other_keys);

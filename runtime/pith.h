@@ -75,7 +75,7 @@ PITH_API const char* pith_version(void);
  * this thread. */
 PITH_API const char* pith_errmsg(void);
 
-/* Where notes go (what was chosen at open, a context that was clamped and why). Default: nowhere. level: 0 = information,
+/* Where notes go (what was chosen at open, and why "auto" left a GPU unused or partly so). Default: nowhere. level: 0 = information,
  * 1 = warning. `message` is one line without newline, valid during the call; `fn` may be called from any thread that uses
  * the library, one at a time, and must not call back into it. NULL = silent. Process-wide. */
 typedef void (*pith_log_fn)(int level, const char* message, void* user);
@@ -159,7 +159,7 @@ PITH_API int pith_session_open(const pith_model* model, const char* const* optio
 PITH_API void pith_session_close(pith_session* session);
 
 /* How tokens are drawn: "temp" (0 = greedy), "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
- * "frequency_penalty", "repeat_last_n", "seed" (an integer, or "random"), and "max_tokens" of one reply ("0" = as many as
+ * "frequency_penalty", "repeat_last_n", "seed" (an integer, or "random" or "-1"), and "max_tokens" of one reply ("0" = as many as
  * fit). Defaults: the model's generation defaults, a random seed, max_tokens 0. The same seed, settings and calls
  * give the same bytes on any number of threads; setting anything but max_tokens starts the random stream again
  * from the seed. */

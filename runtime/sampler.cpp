@@ -65,8 +65,8 @@ void set_field(uint32_t& field, const SamplerOption& option, std::string_view va
 void set_field(uint64_t& field, const SamplerOption& option, std::string_view value) {
   uint64_t number;
   if (!parse(value, number))
-    throw_error(ErrorCode::kInvalidArgument, "{}: '{}', expected a whole number from 0 to 2^64-1", option.key,
-                value);
+    throw_error(ErrorCode::kInvalidArgument, "{}: '{}', expected a whole number from 0 to 2^64-1 or random",
+                option.key, value);
   field = number;
 }
 

@@ -137,6 +137,9 @@ static void wrong_arguments(const pith_model* model, pith_session* session) {
   CHECK(pith_set(session, "temp", "-1") == PITH_E_INVALID);
   CHECK(pith_set(session, "temperature of the room", "20") == PITH_E_INVALID);
   CHECK(pith_set(session, "max_tokens", "-5") == PITH_E_INVALID);
+  CHECK(pith_set(session, "seed", "-2") == PITH_E_INVALID &&
+        strstr(pith_errmsg(), "2^64-1 or random") != NULL);
+  OK(pith_set(session, "seed", "-1"));
   CHECK(pith_sync(session, NULL, 3) == PITH_E_INVALID);
   CHECK(pith_sync(session, &id, 0) == PITH_E_INVALID);
   id = 1 << 30;
