@@ -100,7 +100,11 @@ uint32_t sync_to(pith_session& s, std::span<const int32_t> ids) {
 int32_t draw(pith_session& s) {
   if (s.drawn >= 0) return s.drawn;
   need_logits(s);
-  return s.sampler.sample(s.session.logits(), s.session.tokens());
+  try {
+    return s.sampler.sample(s.session.logits(), s.session.tokens());
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}: {}", s.session.model().container().path(), error.what()));
+  }
 }
 
 void append(pith_session& s, int32_t id) {

@@ -104,7 +104,7 @@ int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> 
   candidates_.resize(vocab_size_);
   for (uint32_t i = 0; i < vocab_size_; ++i) {
     if (!std::isfinite(logits[i]))
-      throw_error(ErrorCode::kInternal, "logit {} is {}, expected a finite number", i, logits[i]);
+      throw_error(ErrorCode::kFormat, "logit {} is {}, expected a finite number", i, logits[i]);
     candidates_[i] = {static_cast<int32_t>(i), logits[i]};
   }
   penalize(history);

@@ -41,7 +41,7 @@ void set_sampler_option(SamplerOptions& options, std::string_view key, std::stri
 class Sampler {
  public:
   Sampler(const SamplerOptions& options, uint32_t vocab_size);
-  // history: the timeline so far (penalties). Non-finite logits throw Error(kInternal).
+  // history: the timeline so far (penalties). Non-finite logits throw Error(kFormat): a model that makes them is damaged.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
 
  private:

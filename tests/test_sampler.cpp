@@ -151,7 +151,7 @@ TEST_CASE("the same seed gives the same tokens and another seed others") {
   CHECK(run(1) != run(2));
 }
 
-TEST_CASE("non-finite logits are an internal error, not a token") {
+TEST_CASE("non-finite logits are an error, not a token") {
   Sampler sampler({}, 3);
   for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
     const std::vector<float> logits = {0, bad, 1};

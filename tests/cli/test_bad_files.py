@@ -85,6 +85,11 @@ class DamagedCheckpoints(CliTest):
         for words in (["--chunk", "2"], ["--kernels", "scalar"]):
             self.ok(pith("run", self.folder / "out" / "x.pith", "-p", "many words " * 30, "-n", "2", *words))
 
+    def test_a_model_that_makes_no_numbers_is_named(self):
+        self.ok(self.convert("nan", "--bits", "16", "--allow-nonfinite"))
+        model = self.folder / "out" / "x.pith"
+        self.fails(pith("run", model, "-p", "x", "-n", "2"), 1, f"{model}: logit 0 is ", "expected a finite number")
+
     def test_an_unwritable_output_is_refused(self):
         self.fails(pith("convert", self.models.checkpoint, "-o", ""), 2, "no name")
         for path in ("/nonexistent/x.pith", self.folder, "/proc/x.pith"):
