@@ -269,6 +269,23 @@ int pith_sync(pith_session* session, const int32_t* ids, size_t n_ids) {
   });
 }
 
+int pith_append(pith_session* session, const int32_t* ids, size_t n_ids) {
+  return guarded([&] {
+    need(session, "session");
+    if (n_ids > 0) need(ids, "ids");
+    session->session.forget_interrupt();
+    const size_t n_before = session->session.tokens().size();
+    try {
+      session->session.append({ids, n_ids});
+    } catch (...) {
+      if (session->session.tokens().size() != n_before) forget_end(*session);
+      throw;
+    }
+    forget_end(*session);
+    return PITH_OK;
+  });
+}
+
 int pith_step(pith_session* session, int32_t* id) {
   return guarded([&] {
     need(session, "session");

@@ -145,7 +145,7 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 
 /* ---- Session -------------------------------------------------------------------------------------------------- */
 
-/* All memory of the cache and of computing is taken here: pith_sync() and pith_step() allocate nothing, but for a few names of
+/* All memory of the cache and of computing is taken here: pith_sync(), pith_append() and pith_step() allocate nothing, but for a few names of
  * tensors in the first of them. pith_generate() and pith_chat() do for their text only.
  * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores), "kv" ("f16" | "i8"),
  * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers" (how many of the model's last layers
@@ -174,6 +174,10 @@ PITH_API int pith_session_get(const pith_session* session, const char* key, char
  * does not fit. After PITH_E_INTERRUPTED the timeline holds what was finished, so calling again goes on. */
 PITH_API int pith_sync(pith_session* session, const int32_t* ids, size_t n_ids);
 
+/* Runs ids after the timeline, n_ids >= 1: for a caller that draws tokens itself, from pith_logits(). PITH_E_CONTEXT when they
+ * do not fit. After PITH_E_INTERRUPTED the timeline holds what was finished (pith_tokens()). */
+PITH_API int pith_append(pith_session* session, const int32_t* ids, size_t n_ids);
+
 /* Draws the next token and appends it. PITH_DONE: the token (also in *id) is an end token; it is not appended. Needs a
  * timeline with logits: PITH_E_INVALID before pith_sync() or right after pith_rewind(). After PITH_E_INTERRUPTED timeline
  * and logits are as they were, but the token stays drawn: the next pith_step() or pith_generate() on the same timeline
@@ -184,7 +188,8 @@ PITH_API int pith_step(pith_session* session, int32_t* id);
  * valid until the next call on it. */
 PITH_API int pith_logits(const pith_session* session, const float** logits, size_t* n);
 
-/* Keeps the first n_tokens of the timeline (at most its length). There are no logits until the next pith_sync(). */
+/* Keeps the first n_tokens of the timeline (at most its length). There are no logits until the next pith_sync() or
+ * pith_append(). */
 PITH_API int pith_rewind(pith_session* session, size_t n_tokens);
 
 /* The timeline's ids. */
@@ -223,8 +228,8 @@ PITH_API int pith_generate(pith_session* session, pith_text_fn fn, void* user, p
 PITH_API int pith_chat(pith_session* session, const pith_message* messages, size_t n_messages,
                        pith_text_fn fn, void* user, pith_reply* reply);
 
-/* Stops the call that is running on the session: pith_sync(), pith_step(), pith_generate() or pith_chat(). Any thread, and
- * from a signal handler. Does nothing when none runs, as sqlite3_interrupt(): what comes just before a call begins, or
+/* Stops the call that is running on the session: pith_sync(), pith_append(), pith_step(), pith_generate() or pith_chat(). Any
+ * thread, and from a signal handler. Does nothing when none runs, as sqlite3_interrupt(): what comes just before a call begins, or
  * between two of a loop's pith_step(), is lost, so such a loop looks at a flag of its own. PITH_E_INVALID for NULL leaves
  * no message. */
 PITH_API int pith_interrupt(pith_session* session);
@@ -234,8 +239,9 @@ PITH_API int pith_interrupt(pith_session* session);
  * PITH_E_FORMAT on a file that is damaged or of another model, with PITH_E_CONTEXT when it is longer than this
  * session's context, and with PITH_E_INVALID when the session that was saved had another "kv", or a "ctx" that turns keys by
  * other angles than this one's (models with dynamic NTK or LongRoPE); the session is then as it was. Logits are not in the
- * file: after a load the next call is pith_sync(), of the loaded ids (pith_tokens(): one of them runs again) or of more. It is read into memory as a whole
- * first. Should a device then fail while it takes the cache, the session is empty. Sampling options are not stored. */
+ * file: after a load comes pith_sync(), of the loaded ids (pith_tokens(); the last one runs again) or of more, or
+ * pith_append(). It is read into memory as a whole first. Should a device then fail while it takes the cache, the session
+ * is empty. Sampling options are not stored. */
 PITH_API int pith_session_save(const pith_session* session, const char* path);
 PITH_API int pith_session_load(pith_session* session, const char* path);
 

@@ -159,6 +159,7 @@ static void timeline(const pith_model* model, pith_session* session) {
   int32_t ids[64], id, first[8], again[8];
   size_t n, n_logits, i, n_now;
   const float* logits;
+  float expected;
   int code = PITH_OK;
   (void)model;
   OK(pith_set(session, "temp", "0.8"));
@@ -179,6 +180,21 @@ static void timeline(const pith_model* model, pith_session* session) {
   n_now = i;
   for (i = 0, code = PITH_OK; i < n_now && code == PITH_OK; ++i) code = pith_step(session, &again[i]);
   CHECK(memcmp(first, again, n_now * sizeof first[0]) == 0);
+  /* A caller that draws for itself appends, with the logits that syncing the whole gives. */
+  OK(pith_sync(session, ids, n));
+  OK(pith_append(session, ids, 3));
+  OK(pith_logits(session, &logits, &n_logits));
+  expected = logits[5];
+  OK(pith_tokens(session, ids, 64, &n_now));
+  CHECK(n_now == n + 3 && memcmp(ids + n, ids, 3 * sizeof ids[0]) == 0);
+  OK(pith_rewind(session, 0));
+  OK(pith_append(session, ids, n_now));
+  OK(pith_logits(session, &logits, &n_logits));
+  CHECK(logits[5] == expected);
+  CHECK(pith_append(session, ids, 0) == PITH_E_INVALID);
+  CHECK(pith_append(session, NULL, 1) == PITH_E_INVALID);
+  OK(pith_tokens(session, NULL, 0, &n));
+  CHECK(n == n_now);
 }
 
 static void conversation(pith_session* session) {
