@@ -10,7 +10,6 @@
 #include <cstring>
 #include <memory>
 
-#include "convert/available_memory.h"
 #include "convert/budget.h"
 #include "convert/calibration_text.h"
 #include "convert/json_file.h"
@@ -18,6 +17,7 @@
 #include "format/checksum.h"
 #include "format/error.h"
 #include "format/utf8.h"
+#include "runtime/process_limits.h"
 
 namespace pith {
 

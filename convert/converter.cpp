@@ -15,6 +15,7 @@
 #include "format/checksum.h"
 #include "format/error.h"
 #include "runtime/backend.h"
+#include "runtime/process_limits.h"
 #include "runtime/session.h"
 #include "runtime/utf8.h"
 
@@ -80,7 +81,7 @@ ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
   ConvertReport report;
   const Source source = open_source(dir, {options.force, options.allow_nonfinite}, report.notes);
   Products products(options.n_threads > 0 ? options.n_threads
-                                          : std::max(1u, std::thread::hardware_concurrency()));
+                                          : std::clamp(std::thread::hardware_concurrency(), 1u, cpu_quota()));
   // Without calibration there is nothing to multiply: a device that was named must be there all the same.
   if (is_calibrated(options))
     products = Products::open(options.device, products.n_threads(), source.spec, report.notes);

@@ -147,7 +147,7 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 
 /* All memory of the cache and of computing is taken here: pith_sync(), pith_append() and pith_step() allocate nothing, but for a few names of
  * tensors in the first of them. pith_generate() and pith_chat() do for their text only.
- * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores), "kv" ("f16" | "i8"),
+ * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores, at most a container's CPU quota), "kv" ("f16" | "i8"),
  * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers" (how many of the model's last layers
  * a GPU runs, the others staying on the CPU: "all", the default with device "cuda" | "auto", as many as fit, the default with
  * device "auto" | a number), "kernels" ("auto", or one of the

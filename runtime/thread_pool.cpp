@@ -12,6 +12,7 @@
 #include <system_error>
 
 #include "format/error.h"
+#include "runtime/process_limits.h"
 
 namespace pith {
 
@@ -46,7 +47,8 @@ void sleep_while(const std::atomic<uint32_t>& counter, uint32_t value) {
 }  // namespace
 
 ThreadPool::ThreadPool(uint32_t n_threads)
-    : n_spins_(n_threads <= std::thread::hardware_concurrency() ? kSpins : kCrowdedSpins),
+    : n_spins_(n_threads <= std::min(std::thread::hardware_concurrency(), cpu_quota()) ? kSpins
+                                                                                       : kCrowdedSpins),
       process_(getpid()),
       n_used_(std::max(n_threads, 1u)),
       shares_(n_used_) {
@@ -172,16 +174,17 @@ bool ThreadPool::take_last(uint32_t victim, uint8_t turn, uint32_t& item) {
   }
 }
 
-uint32_t ThreadPool::n_physical_cores() {
+uint32_t ThreadPool::n_physical_cores(const std::string& root) {
+  const uint32_t quota = cpu_quota(root);
   cpu_set_t usable;
   CPU_ZERO(&usable);
   if (sched_getaffinity(0, sizeof usable, &usable) != 0)
-    return std::max(1u, std::thread::hardware_concurrency());
+    return std::clamp(std::thread::hardware_concurrency(), 1u, quota);
   std::set<std::string> cores;  // hyper-threads of one core share this list
   uint32_t n_unknown = 0;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &usable)) continue;
-    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
+    std::ifstream file(root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) +
                        "/topology/thread_siblings_list");
     std::string siblings;
     if (std::getline(file, siblings))
@@ -189,7 +192,7 @@ uint32_t ThreadPool::n_physical_cores() {
     else
       ++n_unknown;
   }
-  return std::max<uint32_t>(1, static_cast<uint32_t>(cores.size()) + n_unknown);
+  return std::clamp(static_cast<uint32_t>(cores.size()) + n_unknown, 1u, quota);
 }
 
 }  // namespace pith

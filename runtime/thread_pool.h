@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -54,7 +55,8 @@ class ThreadPool {
       while (take_last((thread + i) % n_used_, turn, item)) f(item);
   }
 
-  static uint32_t n_physical_cores();  // usable by this process; at least 1
+  // Usable by this process, and no more than the CPU quota of its container keeps busy; at least 1. root: process_limits.h
+  static uint32_t n_physical_cores(const std::string& root = "");
 
  private:
   void start_and_wait();

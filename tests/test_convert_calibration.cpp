@@ -2,8 +2,9 @@
 #include <cmath>
 #include <set>
 
-#include "convert/available_memory.h"
 #include "convert/calibration.h"
+#include "runtime/process_limits.h"
+#include "runtime/thread_pool.h"
 #include "tests/convert_cases.h"
 #include "tests/format_samples.h"
 
@@ -42,13 +43,45 @@ TEST_CASE("calibration lowers the error that counts and needs a text that serves
   }
 }
 
-TEST_CASE("memory is what the system has, and what a container may take of it") {
-  const TempFolder folder;
-  const auto put = [&](const std::string& path, const std::string& text) {
-    const std::filesystem::path file = folder.path() + path;
+namespace {
+
+// A root folder with files as /proc and /sys have them.
+struct System : TempFolder {
+  void put(const std::string& file_path, const std::string& text) const {
+    const std::filesystem::path file = path() + file_path;
     std::filesystem::create_directories(file.parent_path());
     std::ofstream(file) << text;
-  };
+  }
+};
+
+}  // namespace
+
+TEST_CASE("processors are those that the quota of a container keeps busy") {
+  const System system;
+  const std::string root = system.path();
+  CHECK(cpu_quota(root) == UINT32_MAX);
+  system.put("/proc/self/cgroup", "0::/outer/inner\n");
+  system.put("/sys/fs/cgroup/outer/inner/cpu.max", "max 100000\n");
+  CHECK(cpu_quota(root) == UINT32_MAX);
+  const uint32_t n_cores = ThreadPool::n_physical_cores(root);
+  system.put("/sys/fs/cgroup/outer/cpu.max", "250001 50000\n");
+  CHECK(cpu_quota(root) == 6);
+  CHECK(ThreadPool::n_physical_cores(root) == std::min(n_cores, 6u));
+  system.put("/sys/fs/cgroup/cpu.max", "1000 100000\n");  // as a container sees its own group
+  CHECK(cpu_quota(root) == 1);
+  CHECK(ThreadPool::n_physical_cores(root) == 1);
+  system.put("/proc/self/cgroup", "5:cpuset:/\n4:cpu,cpuacct:/docker/ab\n0::\n");
+  CHECK(cpu_quota(root) == UINT32_MAX);
+  system.put("/sys/fs/cgroup/cpu/docker/ab/cpu.cfs_quota_us", "-1\n");
+  system.put("/sys/fs/cgroup/cpu/docker/ab/cpu.cfs_period_us", "100000\n");
+  CHECK(cpu_quota(root) == UINT32_MAX);
+  system.put("/sys/fs/cgroup/cpu/docker/ab/cpu.cfs_quota_us", "150000\n");
+  CHECK(cpu_quota(root) == 2);
+}
+
+TEST_CASE("memory is what the system has, and what a container may take of it") {
+  const System folder;
+  const auto put = [&](const std::string& path, const std::string& text) { folder.put(path, text); };
   CHECK(available_memory(folder.path()) == UINT64_MAX);
   put("/proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\nSwapFree: 1000 kB\n");
   CHECK(available_memory(folder.path()) == 9000 * 1024);

@@ -13,6 +13,7 @@
 #include "runtime/cli/terminal.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/pith.h"
+#include "runtime/process_limits.h"
 #include "runtime/thread_pool.h"
 
 namespace pith::cli {
@@ -39,7 +40,7 @@ int run(bool json) {
   for (const BackendKind& kind : backend_kinds())
     if (kind.describe != nullptr) gpu = kind.describe();
   const std::string chosen = cpu::select_kernels("auto").name;
-  const uint32_t n_cores = ThreadPool::n_physical_cores();
+  const uint32_t n_cores = ThreadPool::n_physical_cores(), quota = cpu_quota();
   if (json) {
     nlohmann::ordered_json out;
     out["version"] = pith_version();
@@ -59,12 +60,13 @@ int run(bool json) {
       "pith       {}\n"
       "cpu        {}\n"
       "memory     {}\n"
-      "threads    {} of {}: one a physical core\n"
+      "threads    {} of {}: one a physical core{}\n"
       "kernels    {} (of {})\n"
       "gpu        {}\n"
       "device     {} (of {})\n",
       pith_version(), cpu_name(), human_bytes(memory_bytes()), n_cores, std::thread::hardware_concurrency(),
-      chosen, fmt::join(kernels, ", "), gpu, devices.front(), fmt::join(devices, ", ")));
+      quota == UINT32_MAX ? "" : fmt::format(", at most {}, the CPU quota", quota), chosen,
+      fmt::join(kernels, ", "), gpu, devices.front(), fmt::join(devices, ", ")));
   return kOk;
 }
 
