@@ -18,6 +18,7 @@
 
 struct pith_model {
   std::shared_ptr<const pith::Model> model;
+  bool in_memory = false;  // read, not mapped
 };
 
 struct pith_session {
@@ -104,5 +105,8 @@ std::vector<int32_t> render_chat(const Model& model, const pith_message* message
                                  bool add_reply_start);
 
 void log(int level, std::string_view message) noexcept;
+
+// Whether a session's plan fits into what this process may take besides the GPU's memory: "" or a line that says it does not.
+std::string memory_warning(const MemoryPlan& plan, uint64_t available_bytes);
 
 }  // namespace pith::capi

@@ -93,7 +93,8 @@ int pith_model_open(const char* path, const char* const* options, pith_model** o
         throw_error(ErrorCode::kInvalidArgument, "option 'mmap': '{}' is not one of on, off", value);
       access = value == "on" ? Container::Access::kMap : Container::Access::kRead;
     });
-    auto handle = std::make_unique<pith_model>(pith_model{Model::open(path, access)});
+    auto handle = std::make_unique<pith_model>(
+        pith_model{Model::open(path, access), access == Container::Access::kRead});
     *out = handle.release();
     return PITH_OK;
   });

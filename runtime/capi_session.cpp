@@ -6,6 +6,7 @@
 
 #include "runtime/backend.h"
 #include "runtime/capi.h"
+#include "runtime/process_limits.h"
 
 namespace pith::capi {
 
@@ -189,6 +190,14 @@ void set_max_tokens(uint32_t& max_tokens, std::string_view value) {
 
 }  // namespace
 
+std::string memory_warning(const MemoryPlan& plan, uint64_t available_bytes) {
+  const uint64_t needed = plan.total() - plan.gpu_bytes;
+  if (needed <= available_bytes) return "";
+  return fmt::format(
+      "the session takes {:.2f} GB of memory, {:.2f} are free: a smaller ctx or kv i8 takes less",
+      static_cast<double>(needed) / 1e9, static_cast<double>(available_bytes) / 1e9);
+}
+
 void set_options(SessionSettings& settings, const char* const* options) {
   for_each_option(options, [&](std::string_view key, std::string_view value) {
     if (key == "max_tokens")
@@ -221,6 +230,10 @@ int pith_session_open(const pith_model* model, const char* const* options, pith_
                        model->model->spec().max_context, resolved.n_threads, kernels_of(resolved),
                        resolved.device));
     if (!session->session.note().empty()) log(1, session->session.note());
+    MemoryPlan to_take = session->session.memory();
+    if (model->in_memory) to_take.weights_bytes = 0;  // taken already
+    if (const std::string warning = memory_warning(to_take, available_memory()); !warning.empty())
+      log(1, warning);
     *out = session.release();
     return PITH_OK;
   });

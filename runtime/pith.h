@@ -75,7 +75,7 @@ PITH_API const char* pith_version(void);
  * this thread. */
 PITH_API const char* pith_errmsg(void);
 
-/* Where notes go (what was chosen at open, and why "auto" left a GPU unused or partly so). Default: nowhere. level: 0 = information,
+/* Where notes go (what was chosen at open, why "auto" left a GPU unused or partly so, too little memory). Default: nowhere. level: 0 = information,
  * 1 = warning. `message` is one line without newline, valid during the call; `fn` may be called from any thread that uses
  * the library, one at a time, and must not call back into it. NULL = silent. Process-wide. */
 typedef void (*pith_log_fn)(int level, const char* message, void* user);
@@ -145,7 +145,9 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 
 /* ---- Session -------------------------------------------------------------------------------------------------- */
 
-/* All memory of the cache and of computing is taken here: pith_sync(), pith_append() and pith_step() allocate nothing, but for a few names of
+/* All memory of the cache and of computing is reserved here (PITH_E_MEMORY), and the system provides it as it is first used. Where
+ * the session takes more than is free (pith_plan()), a warning goes to pith_log_set(). pith_sync(), pith_append() and pith_step()
+ * allocate nothing, but for a few names of
  * tensors in the first of them. pith_generate() and pith_chat() do for their text only.
  * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores, at most a container's CPU quota), "kv" ("f16" | "i8"),
  * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers" (how many of the model's last layers

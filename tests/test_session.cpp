@@ -454,6 +454,17 @@ TEST_CASE("a memory plan grows with what it counts and a small session needs lit
   CHECK(plan_memory(*f.model, options).scratch_bytes > small.scratch_bytes);
 }
 
+TEST_CASE("a session that takes more memory than is free is warned of") {
+  const MemoryPlan plan{.weights_bytes = 3'000'000'000,
+                        .kv_bytes = 2'000'000'000,
+                        .scratch_bytes = 1'000'000'000,
+                        .gpu_bytes = 2'500'000'000};
+  CHECK(capi::memory_warning(plan, 3'500'000'000) == "");
+  CHECK(capi::memory_warning(plan, UINT64_MAX) == "");
+  CHECK_THAT(capi::memory_warning(plan, 3'400'000'000),
+             Contains("takes 3.50 GB of memory") && Contains("3.40 are free"));
+}
+
 TEST_CASE("a container that lacks a tensor or has one of another shape or kind does not open") {
   const TempFolder folder;
   const ModelSpec spec = plain_spec();
