@@ -18,6 +18,10 @@ void check_tensor(const Container& container, const TensorPlan& plan) {
   if (is_vector && tensor.kind != TensorKind::kF32)
     throw_error(ErrorCode::kFormat, "{}: tensor '{}' is {}, expected {}", container.path(), plan.name,
                 to_string(tensor.kind), to_string(TensorKind::kF32));
+  // The decoder takes it in floats: a wrong choice of expert is no small error.
+  if (plan.role == TensorRole::kRouter && tensor.kind == TensorKind::kQ24)
+    throw_error(ErrorCode::kFormat, "{}: tensor '{}' is {}, expected a router in floats", container.path(),
+                plan.name, to_string(tensor.kind));
 }
 
 float read_real(const Metadata& metadata, const std::string& where, const char* key, float fallback,

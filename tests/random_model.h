@@ -29,6 +29,7 @@ struct RandomModelOptions {
   uint32_t group = 16, n_slots = 1;
   double fine_fraction = 0.25;
   uint64_t seed = 1;
+  bool q24_router = false;  // as no reader takes it
 };
 
 // Writes a random model of `spec` to `path` and returns every tensor as floats, as the run time should see it
@@ -45,13 +46,16 @@ inline std::map<std::string, std::vector<float>> write_random_model(const std::s
   for (const TensorPlan& plan : plan_tensors(spec)) {
     const size_t n = size_t{plan.n_rows} * plan.n_cols;
     std::vector<float>& values = tensors[plan.name];
+    const bool floats_only = plan.role == TensorRole::kRouter && !options.q24_router;
+    const TensorKind kind =
+        floats_only && options.kind == TensorKind::kQ24 ? TensorKind::kBF16 : options.kind;
     const double deviation = plan.role == TensorRole::kEmbedding ? 1 : 1.2 / std::sqrt(plan.n_cols);
     if (plan.role == TensorRole::kNorm || plan.role == TensorRole::kBias) {
       values = random_floats(n, 0.2, rng);
       if (plan.role == TensorRole::kNorm)
         for (float& v : values) v += 1;
       writer.add(plan.name, TensorKind::kF32, 1, plan.n_cols, bytes(values));
-    } else if (options.kind == TensorKind::kQ24) {
+    } else if (kind == TensorKind::kQ24) {
       q24::Shape shape{plan.n_rows, plan.n_cols, options.group, 0, options.n_slots};
       const uint32_t groups = (plan.n_cols + 63) / 64 * 64 / options.group;
       shape.n_fine = static_cast<uint32_t>(groups * options.fine_fraction) * options.group;
@@ -68,12 +72,11 @@ inline std::map<std::string, std::vector<float>> write_random_model(const std::s
       values = random_floats(n, deviation, rng);
       std::vector<uint16_t> halves(n);
       for (size_t i = 0; i < n; ++i) {
-        if (options.kind == TensorKind::kF16) values[i] = f16_to_float(halves[i] = float_to_f16(values[i]));
-        if (options.kind == TensorKind::kBF16)
-          values[i] = bf16_to_float(halves[i] = float_to_bf16(values[i]));
+        if (kind == TensorKind::kF16) values[i] = f16_to_float(halves[i] = float_to_f16(values[i]));
+        if (kind == TensorKind::kBF16) values[i] = bf16_to_float(halves[i] = float_to_bf16(values[i]));
       }
-      writer.add(plan.name, options.kind, plan.n_rows, plan.n_cols,
-                 options.kind == TensorKind::kF32 ? bytes(values) : bytes(halves));
+      writer.add(plan.name, kind, plan.n_rows, plan.n_cols,
+                 kind == TensorKind::kF32 ? bytes(values) : bytes(halves));
     }
   }
   Metadata metadata;

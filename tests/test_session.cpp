@@ -454,6 +454,17 @@ TEST_CASE("a memory plan grows with what it counts and a small session needs lit
   CHECK(plan_memory(*f.model, options).scratch_bytes > small.scratch_bytes);
 }
 
+TEST_CASE("a router in q24 is refused") {
+  ModelSpec spec = plain_spec();
+  spec.n_experts = 4, spec.n_active_experts = 2;
+  const TempFolder folder;
+  write_random_model(folder / "good", spec, {.kind = TensorKind::kQ24});
+  CHECK_NOTHROW(Model::open(folder / "good"));
+  write_random_model(folder / "bad", spec, {.kind = TensorKind::kQ24, .q24_router = true});
+  CHECK_THROWS_WITH(Model::open(folder / "bad"),
+                    Contains("'layers.0.router' is q24, expected a router in floats"));
+}
+
 TEST_CASE("a session that takes more memory than is free is warned of") {
   const MemoryPlan plan{.weights_bytes = 3'000'000'000,
                         .kv_bytes = 2'000'000'000,
