@@ -33,6 +33,12 @@ std::string text_of(const nlohmann::json& object, const char* key, const std::st
 
 constexpr mode_t kPrivate = 0600;
 
+// A model may write a byte 0, which would end a message.
+std::string without_nul(std::string text) {
+  for (size_t at = 0; (at = text.find('\0', at)) != text.npos;) text.replace(at, 1, "\ufffd");
+  return text;
+}
+
 }  // namespace
 
 Conversation::Conversation(const pith_model* model, pith_session* session)
@@ -77,7 +83,7 @@ pith_reply Conversation::ask(const std::string& text) {
     reply.n_prompt = static_cast<uint32_t>(ids.size());
   }
   writer.finish();
-  turns_.push_back({text, writer.text()});
+  turns_.push_back({text, without_nul(writer.text())});
   return reply;
 }
 

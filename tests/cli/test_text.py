@@ -108,6 +108,20 @@ class ScriptedChat(CliTest):
         self.assertEqual(json.loads(path.read_text())["turns"][0]["user"], "Hello?")
         self.assertIn("another model", self.ok(self.chat(f"/load {path}\n", model=self.models.small)).message)
 
+    def test_a_reply_with_a_zero_byte_is_kept_whole(self):
+        path = self.folder / "talk.json"
+        for seed in range(100):
+            words = ["-n", "100", "--temp", "2", "--seed", seed]
+            script = f"Hello?\n/save {path}\n"
+            out = self.ok(pith("chat", self.models.full, *words, stdin=script.encode())).out
+            if b"\0" in out[:-2]:
+                break
+        else:
+            self.fail("no reply has a zero byte")
+        self.assertEqual(json.loads(path.read_text())["turns"][0]["assistant"],
+                         out[:-1].decode().replace("\0", "\ufffd"))
+        self.ok(self.chat(f"/load {path}\nAnd then?\n"))
+
     def test_saving_never_replaces_another_file(self):
         path = self.folder / "precious.pith"
         path.write_bytes(b"precious")
