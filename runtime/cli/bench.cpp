@@ -26,7 +26,7 @@ struct BenchCommand {
   SessionFlags flags;
 };
 
-// Medians over the repeats. The floors and shares are of a CPU; 0 on other devices.
+// Medians over the repeats. The floors and shares are of a CPU; 0 on other devices. What was left out (n_prompt or n_tokens is 0) is 0.
 struct Figures {
   std::string file, device, kernels;
   uint32_t n_threads, n_prompt, n_tokens, n_layers, n_gpu_layers;
@@ -73,7 +73,9 @@ double seconds(F&& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// 0: a part that was left out.
 double median(std::vector<double> values) {
+  if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
 }
@@ -87,6 +89,9 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
     f.n_tokens = std::min(command.n_tokens, std::max(model->spec().max_context / 2, 1u));
     f.n_prompt = std::min(command.n_prompt, model->spec().max_context - f.n_tokens);
     if (options.n_ctx == 0) options.n_ctx = f.n_prompt + f.n_tokens;
+    if (options.n_ctx < f.n_prompt + f.n_tokens)
+      throw_error(ErrorCode::kInvalidArgument, "--ctx {} has no room for --prompt-tokens {} and --tokens {}",
+                  options.n_ctx, f.n_prompt, f.n_tokens);
     opened = std::make_unique<Session>(model, options);
   });
   Session& session = *opened;
@@ -104,11 +109,12 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
   for (uint32_t i = 0; i < command.n_repeats; ++i) {
     progress.update("bench", i, command.n_repeats);
     session.rewind(0);
-    prompt.push_back(seconds([&] { session.sync(std::span(ids).first(f.n_prompt)); }));
-    if (on_cpu) {
+    if (f.n_prompt > 0) prompt.push_back(seconds([&] { session.sync(std::span(ids).first(f.n_prompt)); }));
+    if (f.n_prompt > 0 && on_cpu) {
       mac_peak.push_back(cpu::measure_mac_peak(resolved.n_threads, resolved.kernels));
       mac_share.push_back(n_macs / prompt.back() / mac_peak.back());
     }
+    if (f.n_tokens == 0) continue;
     generation.push_back(seconds([&] {
       for (uint32_t t = 0; t < f.n_tokens; ++t) session.append(ids[f.n_prompt + t]);
     }));
@@ -126,9 +132,10 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
   f.n_gpu_layers = static_cast<uint32_t>(resolved.gpu_layers);
   f.weight_bytes = weight_bytes_per_token(*model);
   f.open_ms = open_seconds * 1e3;
-  f.prompt_tps = f.n_prompt / median(prompt);
-  f.tps = f.n_tokens / median(generation);
-  f.macs_per_s = n_macs / median(prompt);
+  const auto rate = [](double n, double time) { return time > 0 ? n / time : 0; };
+  f.prompt_tps = rate(f.n_prompt, median(prompt));
+  f.tps = rate(f.n_tokens, median(generation));
+  f.macs_per_s = rate(n_macs, median(prompt));
   f.gb_per_s = n_bytes * f.tps / 1e9;
   if (on_cpu) {
     f.kernels = cpu::select_kernels(resolved.kernels).name;
@@ -153,14 +160,17 @@ nlohmann::ordered_json to_json(const Figures& f) {
   out["open_ms"] = f.open_ms;
   out["prompt_tokens"] = f.n_prompt;
   out["generated_tokens"] = f.n_tokens;
-  out["prompt_tps"] = f.prompt_tps;
-  out["generation_tps"] = f.tps;
+  const bool on_cpu = !f.kernels.empty();
+  if (f.n_prompt > 0) out["prompt_tps"] = f.prompt_tps;
+  if (f.n_tokens > 0) out["generation_tps"] = f.tps;
   out["weight_bytes_per_token"] = f.weight_bytes;
-  out["gb_per_s"] = f.gb_per_s;
-  out["prompt_macs_per_s"] = f.macs_per_s;
-  if (!f.kernels.empty()) {
+  if (f.n_tokens > 0) out["gb_per_s"] = f.gb_per_s;
+  if (f.n_prompt > 0) out["prompt_macs_per_s"] = f.macs_per_s;
+  if (f.n_tokens > 0 && on_cpu) {
     out["bandwidth_gb_per_s"] = f.bandwidth;
     out["bandwidth_share"] = f.bandwidth_share;
+  }
+  if (f.n_prompt > 0 && on_cpu) {
     out["int8_peak_macs_per_s"] = f.mac_peak;
     out["int8_peak_share"] = f.mac_share;
   }
@@ -177,13 +187,16 @@ std::string to_lines(const Figures& f) {
     bandwidth_share = fmt::format("      {:.0f} % of the {:.2f} GB/s that reading memory reaches here",
                                   100 * f.bandwidth_share, f.bandwidth);
   }
-  return fmt::format(
-      "{}: {}, ready in {:.1f} ms\n"
-      "prompt      {:>10.1f} tokens/s  {} tokens, {:.1f} G multiply-adds/s{}\n"
-      "generation  {:>10.1f} tokens/s  {} tokens, {} of weights each\n"
-      "            {:>10.2f} GB/s{}\n",
-      f.file, on, f.open_ms, f.prompt_tps, f.n_prompt, f.macs_per_s / 1e9, peak_share, f.tps, f.n_tokens,
-      human_bytes(f.weight_bytes), f.gb_per_s, bandwidth_share);
+  std::string out = fmt::format("{}: {}, ready in {:.1f} ms\n", f.file, on, f.open_ms);
+  if (f.n_prompt > 0)
+    out += fmt::format("prompt      {:>10.1f} tokens/s  {} tokens, {:.1f} G multiply-adds/s{}\n",
+                       f.prompt_tps, f.n_prompt, f.macs_per_s / 1e9, peak_share);
+  if (f.n_tokens > 0)
+    out += fmt::format(
+        "generation  {:>10.1f} tokens/s  {} tokens, {} of weights each\n"
+        "            {:>10.2f} GB/s{}\n",
+        f.tps, f.n_tokens, human_bytes(f.weight_bytes), f.gb_per_s, bandwidth_share);
+  return out;
 }
 
 std::string to_markdown(const std::vector<Figures>& rows) {
@@ -193,19 +206,22 @@ std::string to_markdown(const std::vector<Figures>& rows) {
       rows.front().n_prompt);
   for (const Figures& f : rows) {
     const std::string name = f.file.substr(f.file.rfind('/') + 1);
-    out += fmt::format(
-        "| {} | {} | {:.1f} tokens/s | {:.0f} % of {:.0f} G MAC/s | {:.1f} tokens/s | {:.0f} % of {:.1f} "
-        "GB/s | "
-        "{:.1f} ms |\n",
-        name, f.n_threads, f.prompt_tps, 100 * f.mac_share, f.mac_peak / 1e9, f.tps, 100 * f.bandwidth_share,
-        f.bandwidth, f.open_ms);
+    std::string prompt = "| |", generation = "| |";
+    if (f.n_prompt > 0)
+      prompt = fmt::format("{:.1f} tokens/s | {:.0f} % of {:.0f} G MAC/s |", f.prompt_tps, 100 * f.mac_share,
+                           f.mac_peak / 1e9);
+    if (f.n_tokens > 0)
+      generation = fmt::format("{:.1f} tokens/s | {:.0f} % of {:.1f} GB/s |", f.tps, 100 * f.bandwidth_share,
+                               f.bandwidth);
+    out += fmt::format("| {} | {} | {} {} {:.1f} ms |\n", name, f.n_threads, prompt, generation, f.open_ms);
   }
   return out;
 }
 
 int run(const BenchCommand& command) {
-  if (command.n_prompt == 0 || command.n_tokens == 0 || command.n_repeats == 0)
-    throw_error(ErrorCode::kInvalidArgument, "--prompt-tokens, --tokens and --repeat must be at least 1");
+  if (command.n_prompt == 0 && command.n_tokens == 0)
+    throw_error(ErrorCode::kInvalidArgument, "--prompt-tokens 0 and --tokens 0 leave nothing to measure");
+  if (command.n_repeats == 0) throw_error(ErrorCode::kInvalidArgument, "--repeat must be at least 1");
   if (command.json && command.markdown)
     throw_error(ErrorCode::kInvalidArgument, "--json and --markdown exclude each other");
   std::vector<Figures> rows;
@@ -239,8 +255,10 @@ void add_bench(CLI::App& root, Action& action) {
   CLI::App* const app =
       root.add_subcommand("bench", "Prompt and generation speed, shares of the machine's bandwidth and peak");
   app->add_option("FILE", command->files, ".pith files")->required()->type_name("");
-  app->add_option("-p,--prompt-tokens", command->n_prompt, "Tokens of the prompt (512)")->type_name("N");
-  app->add_option("-n,--tokens", command->n_tokens, "Tokens generated one by one (64)")->type_name("N");
+  app->add_option("-p,--prompt-tokens", command->n_prompt, "Tokens of the prompt (512), 0 = none")
+      ->type_name("N");
+  app->add_option("-n,--tokens", command->n_tokens, "Tokens generated one by one (64), 0 = none")
+      ->type_name("N");
   app->add_option("--repeat", command->n_repeats, "Runs, of which the median counts (3)")->type_name("N");
   app->add_flag("--json", command->json, "Print JSON: an object, for several files an array");
   app->add_flag("--markdown", command->markdown, "Print a table: each file on one thread and on every core");

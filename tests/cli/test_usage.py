@@ -117,6 +117,19 @@ class Results(CliTest):
         for key in ("prompt_tps", "generation_tps", "gb_per_s", "bandwidth_gb_per_s", "bandwidth_share"):
             self.assertGreater(bench[key], 0)
 
+    def test_bench_leaves_a_part_out_and_refuses_a_context_without_room(self):
+        words = ["bench", self.models.small, "--repeat", "1"]
+        prompt = json.loads(self.ok(pith(*words, "--json", "-p", "16", "-n", "0")).text)
+        self.assertGreater(prompt["prompt_tps"], 0)
+        self.assertNotIn("generation_tps", prompt)
+        self.assertNotIn("generation", self.ok(pith(*words, "-p", "16", "-n", "0")).text)
+        generation = json.loads(self.ok(pith(*words, "--json", "-p", "0", "-n", "4")).text)
+        self.assertGreater(generation["generation_tps"], 0)
+        self.assertNotIn("prompt_tps", generation)
+        self.ok(pith(*words, "--markdown", "-p", "0", "-n", "4"))
+        self.fails(pith(*words, "-p", "0", "-n", "0"), 2, "--prompt-tokens 0 and --tokens 0")
+        self.fails(pith(*words, "-p", "16", "-n", "4", "-c", "19"), 2, "--ctx 19", "--prompt-tokens 16", "--tokens 4")
+
     def test_verify_accepts_what_convert_wrote(self):
         for model in (self.models.full, self.models.small, self.models.plain):
             self.assertTrue(self.ok(pith("verify", model)).text.endswith(": ok\n"))
