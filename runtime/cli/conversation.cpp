@@ -47,10 +47,11 @@ Conversation::Conversation(const pith_model* model, pith_session* session)
       has_template_(get(model, "chat_template") == "yes"),
       n_ctx_(static_cast<uint32_t>(std::stoul(get(session, "ctx")))) {}
 
-std::vector<pith_message> Conversation::messages_with(const std::string& question) const {
+std::vector<pith_message> Conversation::messages_with(const std::vector<Turn>& turns,
+                                                      const std::string& question) const {
   std::vector<pith_message> messages;
   if (!system_.empty()) messages.push_back({"system", system_.c_str()});
-  for (const Turn& turn : turns_) {
+  for (const Turn& turn : turns) {
     messages.push_back({"user", turn.user.c_str()});
     messages.push_back({"assistant", turn.assistant.c_str()});
   }
@@ -58,20 +59,26 @@ std::vector<pith_message> Conversation::messages_with(const std::string& questio
   return messages;
 }
 
-std::vector<int32_t> Conversation::joined_with(const std::string& text) const {
+std::vector<int32_t> Conversation::ids_of(const std::vector<Turn>& turns, const std::string& text) const {
+  if (has_template_) return render(model_, messages_with(turns, text));
   std::string all;
-  for (const Turn& turn : turns_) all += turn.user + turn.assistant + "\n";
+  for (const Turn& turn : turns) all += turn.user + turn.assistant + "\n";
   return tokenize(model_, all + text, PITH_ADD_BOS);
 }
 
 pith_reply Conversation::ask(const std::string& text) {
   refuse_nul(text, "the message");
-  const std::vector<pith_message> messages = messages_with(text);
-  const std::vector<int32_t> ids = has_template_ ? render(model_, messages) : joined_with(text);
-  if (ids.size() >= n_ctx_)
-    throw_error(ErrorCode::kContextFull, "the {} has {} tokens, the context {}: {}",
-                turns_.empty() ? "message" : "conversation", ids.size(), n_ctx_,
-                turns_.empty() ? "--ctx takes more" : "/forget or /undo makes room");
+  const std::vector<pith_message> messages = messages_with(turns_, text);
+  const std::vector<int32_t> ids = ids_of(turns_, text);
+  if (ids.size() >= n_ctx_) {
+    const size_t n_alone = ids_of({}, text).size();
+    if (n_alone >= n_ctx_)
+      throw_error(ErrorCode::kContextFull, "the message has {} tokens, the context {}: {}", n_alone, n_ctx_,
+                  context_hint(model_, n_alone));
+    throw_error(ErrorCode::kContextFull,
+                "the conversation has {} tokens, the context {}: /forget or /undo makes room", ids.size(),
+                n_ctx_);
+  }
   ReplyWriter writer;
   pith_reply reply{};
   reply.size = sizeof reply;

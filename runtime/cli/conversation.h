@@ -42,9 +42,9 @@ class Conversation {
   struct Turn {
     std::string user, assistant;
   };
-  std::vector<pith_message> messages_with(
-      const std::string& question) const;  // points into *this and question
-  std::vector<int32_t> joined_with(const std::string& text) const;
+  // Points into *this and its arguments.
+  std::vector<pith_message> messages_with(const std::vector<Turn>& turns, const std::string& question) const;
+  std::vector<int32_t> ids_of(const std::vector<Turn>& turns, const std::string& text) const;
 
   const pith_model* model_;
   pith_session* session_;

@@ -64,6 +64,12 @@ inline std::string get(const pith_session* session, const char* key) {
   return {text.begin(), text.end()};
 }
 
+// What helps a prompt that the context has no room for.
+inline std::string context_hint(const pith_model* model, size_t n_prompt_tokens) {
+  const std::string most = get(model, "max_context");
+  return n_prompt_tokens < std::stoul(most) ? "--ctx takes more" : "the model takes at most " + most;
+}
+
 inline std::vector<int32_t> tokenize(const pith_model* model, const std::string& text, unsigned flags) {
   return filled<int32_t>([&](int32_t* ids, size_t capacity, size_t* n) {
     return pith_tokenize(model, text.data(), text.size(), flags, ids, capacity, n);

@@ -34,14 +34,20 @@ int run(const RunOptions& options) {
   ReplyWriter writer;
   pith_reply reply{};
   reply.size = sizeof reply;
+  std::vector<pith_message> messages;
   if (options.chat) {
     refuse_nul(prompt, "the prompt");
-    std::vector<pith_message> messages;
     if (!options.system.empty()) messages.push_back({"system", options.system.c_str()});
     messages.push_back({"user", prompt.c_str()});
+  }
+  const std::vector<int32_t> ids =
+      options.chat ? render(model.get(), messages) : tokenize(model.get(), prompt, PITH_ADD_BOS);
+  if (const std::string n_ctx = get(session.get(), "ctx"); ids.size() > std::stoul(n_ctx))
+    throw_error(ErrorCode::kContextFull, "the prompt has {} tokens, the context {}: {}", ids.size(), n_ctx,
+                context_hint(model.get(), ids.size()));
+  if (options.chat) {
     check(pith_chat(session.get(), messages.data(), messages.size(), ReplyWriter::callback, &writer, &reply));
   } else {
-    const std::vector<int32_t> ids = tokenize(model.get(), prompt, PITH_ADD_BOS);
     check(pith_sync(session.get(), ids.data(), ids.size()));
     check(pith_generate(session.get(), ReplyWriter::callback, &writer, &reply));
   }

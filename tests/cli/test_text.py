@@ -41,7 +41,10 @@ class Run(CliTest):
         self.fails(pith("run", self.models.full, "-f", "/nonexistent"), 1, "/nonexistent")
 
     def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(self):
-        self.fails(pith("run", self.models.full, "-p", "word " * 40, "--ctx", "64"), 1, "201", "64")
+        words = ["run", self.models.full, "--ctx", "64"]
+        self.fails(pith(*words, "-p", "word " * 40), 1, "201 tokens, the context 64: --ctx takes more")
+        self.fails(pith(*words, "--chat", "-p", "word " * 40), 1, "203 tokens, the context 64: --ctx takes more")
+        self.fails(pith(*words, "-p", "word " * 200), 1, "1001 tokens, the context 64: the model takes at most 512")
 
     def test_a_context_longer_than_the_models_is_refused_with_both_numbers(self):
         self.fails(pith("run", self.models.full, "-p", "x", "--ctx", "100000"), 2, "100000", "512")
@@ -150,6 +153,13 @@ class ScriptedChat(CliTest):
         self.assertEqual(result.code, 1)
         self.assertRegex(result.message.splitlines()[-1], r"\d+ tokens.* 64.*/forget")
         self.assertIn("/forget", self.ok(self.chat("word " * 10 + "\n", "--ctx", "64")).message)
+
+    def test_what_is_advised_makes_room(self):
+        first, long, longest = "word\n", "word " * 20 + "\n", "word " * 110 + "\n"
+        for script in (long, first + long):  # /forget would not help the second
+            self.assertIn("the message has 103 tokens, the context 64: --ctx takes more",
+                          self.chat(script, "--ctx", "64").message)
+        self.assertIn("the context 64: the model takes at most 512", self.chat(longest, "--ctx", "64").message)
 
     def test_a_model_without_template_says_so_and_continues_text(self):
         result = self.ok(self.chat("Once upon\n", model=self.models.plain))
