@@ -24,14 +24,14 @@ SessionOptions resolve_options(const Model& model, SessionOptions options) {
   const uint32_t max_context = model.spec().max_context;
   if (options.n_ctx == 0) options.n_ctx = std::min(max_context, kDefaultContext);
   if (options.n_ctx > max_context)
-    throw_error(ErrorCode::kInvalidArgument, "context of {} tokens, expected at most the model's {}",
-                options.n_ctx, max_context);
+    throw_error(ErrorCode::kInvalidArgument, "ctx: {} tokens, expected at most the model's {}", options.n_ctx,
+                max_context);
   if (options.n_threads > kMaxThreads)
-    throw_error(ErrorCode::kInvalidArgument, "{} threads, expected at most {}", options.n_threads,
+    throw_error(ErrorCode::kInvalidArgument, "threads: {}, expected at most {}", options.n_threads,
                 kMaxThreads);
   if (options.n_threads == 0) options.n_threads = std::min(ThreadPool::n_physical_cores(), kMaxThreads);
   if (options.prefill_chunk < 1 || options.prefill_chunk > kMaxPrefillChunk)
-    throw_error(ErrorCode::kInvalidArgument, "prefill_chunk of {} tokens, expected 1 to {}",
+    throw_error(ErrorCode::kInvalidArgument, "prefill_chunk: {} tokens, expected 1 to {}",
                 options.prefill_chunk, kMaxPrefillChunk);
   options.prefill_chunk = std::min(options.prefill_chunk, options.n_ctx);
   if (options.kv != KvType::kF16 && options.kv != KvType::kI8)

@@ -220,9 +220,10 @@ TEST_CASE("bad calls are refused and change nothing") {
     change(bad);
     CHECK_THROWS_WITH(Session(f.model, bad), Contains(part));
   };
-  refuse_options([](SessionOptions& o) { o.n_ctx = 701; }, "context of 701");
-  refuse_options([](SessionOptions& o) { o.prefill_chunk = 0; }, "prefill_chunk");
-  refuse_options([](SessionOptions& o) { o.n_threads = 5000; }, "threads");
+  refuse_options([](SessionOptions& o) { o.n_ctx = 701; },
+                 "ctx: 701 tokens, expected at most the model's 700");
+  refuse_options([](SessionOptions& o) { o.prefill_chunk = 0; }, "prefill_chunk: 0 tokens");
+  refuse_options([](SessionOptions& o) { o.n_threads = 5000; }, "threads: 5000");
   refuse_options([](SessionOptions& o) { o.device = "abacus"; }, "'abacus'");
   refuse_options([](SessionOptions& o) { o.device = "cpu:7"; }, "'cpu:7'");
   refuse_options([](SessionOptions& o) { o.device = "auto:x"; }, "'auto:x'");

@@ -263,7 +263,9 @@ void add_bench(CLI::App& root, Action& action) {
   app->add_flag("--json", command->json, "Print JSON: an object, for several files an array");
   app->add_flag("--markdown", command->markdown, "Print a table: each file on one thread and on every core");
   command->flags.add_session(*app);
-  app->callback([command, &action] { action = [command] { return run(*command); }; });
+  app->callback([command, &action] {
+    action = [command] { return command->flags.in_flags_of([&] { return run(*command); }); };
+  });
 }
 
 }  // namespace pith::cli

@@ -45,6 +45,15 @@ class SessionFlags {
   SessionOptions session_options() const;    // for commands that use the C++ classes; ignores sampling
   // An error of the library that names one of its keys, with the flag that was typed in the key's place.
   Error in_flags(const Error& error) const;
+  // Calls f, which runs with these options; its errors are in_flags().
+  template <typename F>
+  auto in_flags_of(F&& f) const {
+    try {
+      return f();
+    } catch (const Error& error) {
+      throw in_flags(error);
+    }
+  }
   bool mmap() const { return mmap_; }  // false: the file is read into memory
   Container::Access access() const { return mmap_ ? Container::Access::kMap : Container::Access::kRead; }
 

@@ -128,7 +128,9 @@ void add_eval(CLI::App& root, Action& action) {
       "  blimp          JSON lines: sentence_good, sentence_bad, UID\n"
       "Example: pith eval m.pith --task hellaswag --data hellaswag_val_full.txt --limit 400 --against "
       "m16.pith");
-  app->callback([command, &action] { action = [command] { return run(*command); }; });
+  app->callback([command, &action] {
+    action = [command] { return command->flags.in_flags_of([&] { return run(*command); }); };
+  });
 }
 
 }  // namespace pith::cli

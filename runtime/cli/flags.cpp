@@ -60,11 +60,9 @@ std::vector<const char*> SessionFlags::options() const {
 
 SessionOptions SessionFlags::session_options() const {
   SessionOptions options;
-  try {
+  in_flags_of([&] {
     for (const auto& [key, value] : values_) capi::set_session_option(options, key, value);
-  } catch (const Error& error) {
-    throw in_flags(error);
-  }
+  });
   return options;
 }
 

@@ -32,11 +32,7 @@ inline ModelHandle open_model(const std::string& path, bool mmap = true) {
 
 inline SessionHandle open_session(const ModelHandle& model, const SessionFlags& flags) {
   pith_session* session = nullptr;
-  try {
-    check(pith_session_open(model.get(), flags.options().data(), &session));
-  } catch (const Error& error) {
-    throw flags.in_flags(error);
-  }
+  flags.in_flags_of([&] { check(pith_session_open(model.get(), flags.options().data(), &session)); });
   return SessionHandle(session);
 }
 

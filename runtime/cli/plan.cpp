@@ -76,11 +76,8 @@ int run(const PlanOptions& options) {
   if (options.file.empty()) throw_error(ErrorCode::kInvalidArgument, "plan needs a FILE, or --gpus");
   pith_memory_plan plan{};
   plan.size = sizeof plan;
-  try {
-    check(pith_plan(options.file.c_str(), options.flags.options().data(), &plan));
-  } catch (const Error& error) {
-    throw options.flags.in_flags(error);
-  }
+  options.flags.in_flags_of(
+      [&] { check(pith_plan(options.file.c_str(), options.flags.options().data(), &plan)); });
   if (options.json) {
     nlohmann::ordered_json out;
     out["ctx"] = plan.n_ctx;

@@ -58,6 +58,11 @@ class Usage(CliTest):
         self.fails(pith("run", model, "-p", "x", "--temp", "-1"), 2, "temp")
         self.fails(pith("run", model, "-p", "x", "-n", "-3"), 2, "--tokens: ", "-3")
         self.fails(pith("run", model, "-p", "x", "--threads", "0x2"), 2, "threads")
+        for words in (["run", model, "-p", "x"], ["chat", model], ["plan", model], ["bench", model],
+                      ["eval", model, "--text", __file__]):
+            self.fails(pith(*words, "--chunk", "0"), 2, ": --chunk: 0 tokens, expected 1 to ")
+            if words[0] != "eval":  # whose windows are of that length
+                self.fails(pith(*words, "-c", "100000"), 2, ": --ctx: 100000 tokens, expected at most the model's 512")
         self.fails(pith("run", model, "-p", "x", "--kernels", "mmx"), 2, "mmx")
         self.fails(pith("run", model, "-p", "x", "--device", "toaster"), 2, "toaster")
         self.fails(pith("run", model, "-p", "x", "--gpu-layers", "most"), 2, "--gpu-layers: ", "all, auto or")
