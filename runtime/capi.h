@@ -14,6 +14,7 @@
 #include "runtime/pith.h"
 #include "runtime/sampler.h"
 #include "runtime/session.h"
+#include "runtime/stop_texts.h"
 #include "runtime/utf8.h"
 
 struct pith_model {
@@ -34,6 +35,7 @@ struct pith_session {
   uint32_t max_tokens = 0;  // 0 = as many as fit
   int32_t drawn = -1;       // a token that an interrupted call drew for the end of the timeline; -1 = none
   pith::Utf8Holder held;    // the code point that the timeline's text ends inside of
+  pith::StopTexts stops;    // and what of that text may begin a stop text
 };
 
 namespace pith::capi {
@@ -43,6 +45,7 @@ struct SessionSettings {
   SessionOptions session;
   SamplerOptions sampling;
   uint32_t max_tokens = 0;
+  StopTexts stops;
 };
 
 // Stores the exception in flight as this thread's message and returns its code. Allocates nothing.

@@ -1,4 +1,6 @@
 // C API, part 3: a session, its timeline, and text from it.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -52,6 +54,8 @@ std::string session_fact(const pith_session& s, std::string_view key) {
   for (const SamplerOption& option : sampler_options())
     if (key == option.key) return sampler_option_text(s.sampling, option);
   if (key == "max_tokens") return fmt::format("{}", s.max_tokens);
+  if (key == "stop") return fmt::format("{}", fmt::join(s.stops.texts(), "\n"));
+  if (key == "held_text") return s.stops.held();
   const SessionOptions& options = s.session.options();
   if (key == "ctx") return fmt::format("{}", s.session.n_ctx());
   if (key == "threads") return fmt::format("{}", options.n_threads);
@@ -74,6 +78,7 @@ void need_logits(const pith_session& s) {
 void forget_end(pith_session& s) {
   s.drawn = -1;
   s.held.clear();
+  s.stops.flush();
 }
 
 // Returns how many ids were in the cache. What was drawn stays for the timeline that it was drawn for, also where this throws.
@@ -118,20 +123,29 @@ bool is_full(const pith_session& s) {
   return s.session.tokens().size() >= s.session.n_ctx();
 }
 
-// Hands out text in whole code points. What is left of one stays in `held`, for the call that goes on.
+// Hands out text in whole code points, up to a stop text. What is held back stays in the session, for the call that goes on.
 class TextOut {
  public:
-  TextOut(Utf8Holder& held, pith_text_fn fn, void* user) : held_(held), fn_(fn), user_(user) {}
+  TextOut(pith_session& session, pith_text_fn fn, void* user) : session_(session), fn_(fn), user_(user) {}
 
-  bool put(std::string_view bytes) { return emit(held_.push(bytes)); }  // false: the callback wants to stop
-  void finish() { emit(held_.flush()); }
+  // Returns why the reply ends here, 0: it does not.
+  int put(std::string_view bytes) {
+    bool found = false;
+    const bool goes_on = emit(session_.stops.push(session_.held.push(bytes), found));
+    return found ? PITH_STOP_TEXT : goes_on ? 0 : PITH_STOP_CALLBACK;
+  }
+  void finish() {
+    bool found = false;
+    const std::string text = session_.stops.push(session_.held.flush(), found);
+    emit(text + session_.stops.flush());
+  }
 
  private:
   bool emit(std::string_view text) {
     return text.empty() || fn_ == nullptr || fn_(text.data(), text.size(), user_) == 0;
   }
 
-  Utf8Holder& held_;
+  pith_session& session_;
   pith_text_fn fn_;
   void* user_;
 };
@@ -168,13 +182,14 @@ void generate(pith_session& s, TextOut& out, bool at_start, pith_reply& reply) {
       }
       ++reply.n_generated;
       const std::string piece = tokenizer.piece(id);
-      if (!out.put(at_start ? tokenizer.decode({id}) : piece)) reply.stop = PITH_STOP_CALLBACK;
+      reply.stop = out.put(at_start ? tokenizer.decode({id}) : piece);
       at_start = at_start && piece.empty();
-      if (append_always(s, id)) reply.stop = PITH_STOP_INTERRUPT;
+      if (append_always(s, id) && reply.stop != PITH_STOP_TEXT) reply.stop = PITH_STOP_INTERRUPT;
     }
   }
   // No text can follow these; the reply has ended already: a wish to stop changes nothing.
   if (reply.stop == PITH_STOP_END || reply.stop == PITH_STOP_CONTEXT) out.finish();
+  if (reply.stop == PITH_STOP_TEXT) s.held.clear();
   reply.generation_seconds = seconds_since(start);
 }
 
@@ -202,9 +217,11 @@ void set_options(SessionSettings& settings, const char* const* options) {
   for_each_option(options, [&](std::string_view key, std::string_view value) {
     if (key == "max_tokens")
       set_max_tokens(settings.max_tokens, value);
+    else if (key == "stop")
+      settings.stops.add(value);
     else if (!set_session_option(settings.session, key, value))
       set_sampling(settings.sampling, key, value,
-                   "ctx, threads, kv, prefill_chunk, device, gpu_layers, kernels, max_tokens, ");
+                   "ctx, threads, kv, prefill_chunk, device, gpu_layers, kernels, max_tokens, stop, ");
   });
 }
 
@@ -224,6 +241,7 @@ int pith_session_open(const pith_model* model, const char* const* options, pith_
     set_options(settings, options);
     auto session = std::make_unique<pith_session>(model->model, settings.session, settings.sampling);
     session->max_tokens = settings.max_tokens;
+    session->stops = std::move(settings.stops);
     const SessionOptions& resolved = session->session.options();
     log(0, fmt::format("{}: context {} of {} tokens, {} threads, {} kernels, device {}",
                        model->model->container().path(), session->session.n_ctx(),
@@ -252,8 +270,12 @@ int pith_set(pith_session* session, const char* key, const char* value) {
       set_max_tokens(session->max_tokens, value);
       return PITH_OK;
     }
+    if (std::string_view(key) == "stop") {
+      session->stops.add(value);
+      return PITH_OK;
+    }
     SamplerOptions changed = session->sampling;
-    set_sampling(changed, key, value, "max_tokens, ");
+    set_sampling(changed, key, value, "max_tokens, stop, ");
     session->sampler = Sampler(changed, session->session.model().spec().vocab_size);
     session->sampling = changed;
     session->drawn = -1;
@@ -314,7 +336,7 @@ int pith_step(pith_session* session, int32_t* id) {
       return int{PITH_DONE};
     }
     append(*session, next);
-    session->held.clear();  // the caller has this token's text, and not what came before
+    forget_end(*session);  // the caller has this token's text, and not what came before
     *id = next;
     return int{PITH_OK};
   });
@@ -360,7 +382,7 @@ int pith_generate(pith_session* session, pith_text_fn fn, void* user, pith_reply
     session->session.forget_interrupt();
     if (session->drawn < 0) need_logits(*session);
     pith_reply done{};
-    TextOut out(session->held, fn, user);
+    TextOut out(*session, fn, user);
     generate(*session, out, false, done);
     if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;
@@ -380,7 +402,8 @@ int pith_chat(pith_session* session, const pith_message* messages, size_t n_mess
     done.n_reused = sync_to(*session, ids);
     done.prompt_seconds = seconds_since(start);
     session->held.clear();
-    TextOut out(session->held, fn, user);
+    session->stops.flush();
+    TextOut out(*session, fn, user);
     generate(*session, out, true, done);
     if (reply != nullptr) hand_out(done, reply);
     return PITH_OK;

@@ -161,14 +161,16 @@ PITH_API int pith_session_open(const pith_model* model, const char* const* optio
 PITH_API void pith_session_close(pith_session* session);
 
 /* How tokens are drawn: "temp" (0 = greedy), "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
- * "frequency_penalty", "repeat_last_n", "seed" (an integer, or "random" or "-1"), and "max_tokens" of one reply ("0" = as many as
- * fit). Defaults: the model's generation defaults, a random seed, max_tokens 0. The same seed, settings and calls
- * give the same bytes on any number of threads; setting anything but max_tokens starts the random stream again
- * from the seed. */
+ * "frequency_penalty", "repeat_last_n", "seed" (an integer, or "random" or "-1"). What ends a reply of pith_generate() and
+ * pith_chat() before the model does: "max_tokens" of one reply ("0" = as many as fit), and "stop", a text of at most 256 bytes, once
+ * for each of up to 16 ("" forgets them all). Defaults: the model's generation defaults, a random seed, max_tokens 0, no stop. The
+ * same seed, settings and calls give the same bytes on any number of threads; setting anything but max_tokens and stop starts the
+ * random stream again from the seed. */
 PITH_API int pith_set(pith_session* session, const char* key, const char* value);
 
 /* One fact as text, like pith_model_get(): every key of pith_set(), "ctx", "threads", "kv", "kernels", "device", "gpu_layers",
- * "n_tokens" (length of the timeline), "kv_bytes", "scratch_bytes". */
+ * "n_tokens" (length of the timeline), "kv_bytes", "scratch_bytes", "held_text" (see pith_text_fn). Of "stop" all texts, one a
+ * line. */
 PITH_API int pith_session_get(const pith_session* session, const char* key, char* buffer, size_t capacity,
                               size_t* n_needed);
 
@@ -199,7 +201,8 @@ PITH_API int pith_tokens(const pith_session* session, int32_t* ids, size_t capac
 
 /* Receives text as it is made: whole UTF-8 code points (bytes that are not UTF-8 become U+FFFD), never 0 bytes long, not
  * 0-terminated. The beginning of a code point that a reply stops inside of comes with the rest of it, from the
- * pith_generate() that goes on; with PITH_STOP_END and PITH_STOP_CONTEXT it is U+FFFD. Returning non-zero stops the reply. It must not call functions on the session except
+ * pith_generate() that goes on; with PITH_STOP_END and PITH_STOP_CONTEXT it is U+FFFD. So does what may begin a "stop" text:
+ * for whoever does not go on it is the session's "held_text". Returning non-zero stops the reply. It must not call functions on the session except
  * pith_interrupt(). */
 typedef int (*pith_text_fn)(const char* text, size_t n_bytes, void* user);
 
@@ -208,7 +211,8 @@ enum {
   PITH_STOP_LENGTH = 2,   /* max_tokens */
   PITH_STOP_CONTEXT = 3,  /* the context is full */
   PITH_STOP_CALLBACK = 4, /* the callback returned non-zero */
-  PITH_STOP_INTERRUPT = 5 /* pith_interrupt() while text was being made */
+  PITH_STOP_INTERRUPT = 5, /* pith_interrupt() while text was being made */
+  PITH_STOP_TEXT = 6       /* one of the "stop" texts: it was not handed out, but its tokens are in the timeline */
 };
 
 typedef struct {

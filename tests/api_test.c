@@ -381,6 +381,57 @@ static void resumed_text(const pith_model* model) {
   pith_session_close(session);
 }
 
+/* A stop text that begins at a character of several tokens ends the reply before it, however many calls make the text. */
+static void stopped_by_text(const pith_model* model) {
+  static text_sink whole, stopped, pieces;
+  pith_session* session = NULL;
+  pith_reply reply = {.size = sizeof reply};
+  char seed[16], stop[16], got[64];
+  int32_t ids[64];
+  size_t n, n_now, at = 0, length = 0, n_got;
+  int round;
+  OK(pith_session_open(model, (const char* const[]){"temp", "2", "max_tokens", "100", NULL}, &session));
+  OK(pith_tokenize(model, "Once", 4, PITH_ADD_BOS, ids, 64, &n));
+  for (round = 0; length == 0; ++round) { /* until a text has such a character */
+    snprintf(seed, sizeof seed, "%d", round);
+    whole.n = 0;
+    OK(pith_sync(session, ids, n));
+    OK(pith_set(session, "seed", seed));
+    OK(pith_generate(session, keep, &whole, NULL));
+    for (at = 1; at + 8 < whole.n && length == 0; ++at)
+      if ((unsigned char)whole.data[at] >= 0xc2 && memcmp(whole.data + at, "\xef\xbf\xbd", 3) != 0) {
+        for (length = 4; ((unsigned char)whole.data[at + length] & 0xc0) == 0x80;) ++length;
+        if (memchr(whole.data + at, 0, length) != NULL)
+          length = 0;
+        else
+          memcpy(stop, whole.data + at, length);
+        if (length > 0) break;
+      }
+  }
+  stop[length] = 0;
+  OK(pith_set(session, "stop", "a text that is not there"));
+  OK(pith_set(session, "stop", stop));
+  OK(pith_sync(session, ids, n));
+  OK(pith_set(session, "seed", seed));
+  OK(pith_generate(session, keep, &stopped, &reply));
+  CHECK(reply.stop == PITH_STOP_TEXT);
+  CHECK(stopped.n == at && memcmp(stopped.data, whole.data, at) == 0);
+  OK(pith_tokens(session, NULL, 0, &n_now));
+  CHECK(n_now == n + reply.n_generated);
+  OK(pith_sync(session, ids, n));
+  OK(pith_set(session, "seed", seed));
+  OK(pith_set(session, "max_tokens", "1"));
+  do OK(pith_generate(session, keep, &pieces, &reply));
+  while (reply.stop == PITH_STOP_LENGTH);
+  CHECK(reply.stop == PITH_STOP_TEXT && pieces.n == at && memcmp(pieces.data, whole.data, at) == 0);
+  OK(pith_session_get(session, "stop", got, sizeof got, &n_got));
+  CHECK(n_got == strlen("a text that is not there\n") + length);
+  OK(pith_set(session, "stop", ""));
+  OK(pith_session_get(session, "stop", got, sizeof got, &n_got));
+  CHECK(n_got == 0);
+  pith_session_close(session);
+}
+
 static void save_and_restore(const pith_model* model, pith_session* session, const char* folder) {
   char path[1024], bad[1024];
   pith_session* other = NULL;
@@ -443,6 +494,7 @@ int main(int argc, char** argv) {
   interruption(model);
   interrupted_twice(model);
   resumed_text(model);
+  stopped_by_text(model);
   save_and_restore(model, session, argv[2]);
   pith_model_close(model); /* the session keeps what it needs */
   OK(pith_set(session, "temp", "0"));

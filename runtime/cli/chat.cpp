@@ -403,6 +403,7 @@ void add_chat(CLI::App& root, Action& action) {
       .add(*app, "-n,--tokens", "max_tokens",
            "At most N tokens a reply (default and 0: until the model ends)")
       ->type_name("N");
+  options->flags.add_stop(*app);
   options->flags.add_sampling(*app);
   options->flags.add_session(*app);
   app->footer(

@@ -38,6 +38,7 @@ class SessionFlags {
  public:
   void add_session(CLI::App& app);   // --ctx, --threads, --kv, --device, --kernels, --no-mmap
   void add_sampling(CLI::App& app);  // --temp ... --seed
+  void add_stop(CLI::App& app);      // --stop, any number of them
   CLI::Option* add(CLI::App& app, const std::string& flags, const char* key, const std::string& help);
   bool has(std::string_view key) const;
   void set(const std::string& key, const std::string& value);

@@ -90,6 +90,7 @@ pith_reply Conversation::ask(const std::string& text) {
     reply.n_prompt = static_cast<uint32_t>(ids.size());
   }
   writer.finish();
+  writer.put(get(session_, "held_text"));  // nothing goes on from here
   turns_.push_back({text, without_nul(writer.text())});
   return reply;
 }

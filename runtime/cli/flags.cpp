@@ -40,6 +40,19 @@ void SessionFlags::add_sampling(CLI::App& app) {
   }
 }
 
+void SessionFlags::add_stop(CLI::App& app) {
+  names_.emplace_back("stop", "--stop");
+  app.add_option_function<std::vector<std::string>>(
+         "--stop",
+         [this](const std::vector<std::string>& texts) {
+           for (const std::string& text : texts) set("stop", text);
+         },
+         "End before this text, which is not shown; may be given again for others")
+      ->type_name("TEXT")
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+}
+
 bool SessionFlags::has(std::string_view key) const {
   return std::any_of(values_.begin(), values_.end(), [&](const auto& value) { return value.first == key; });
 }

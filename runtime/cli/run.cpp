@@ -52,6 +52,7 @@ int run(const RunOptions& options) {
     check(pith_generate(session.get(), ReplyWriter::callback, &writer, &reply));
   }
   writer.finish();
+  writer.put(get(session.get(), "held_text"));  // nothing goes on from here
   if (is_terminal(STDOUT_FILENO) && !writer.text().ends_with('\n')) write_output("\n");
   if (reply.stop == PITH_STOP_CONTEXT)
     print_note(fmt::format("pith run: stopped, the context of {} tokens is full", get(session.get(), "ctx")));
@@ -79,6 +80,7 @@ void add_run(CLI::App& root, Action& action) {
   CLI::Option* const chat =
       app->add_flag("--chat", options->chat, "The prompt is a user's message: use the model's chat template");
   app->add_option("--system", options->system, "System message, with --chat")->type_name("TEXT")->needs(chat);
+  options->flags.add_stop(*app);
   options->flags.add_sampling(*app);
   options->flags.add_session(*app);
   app->add_flag("--stats", options->stats, "Speed and seed on standard error");

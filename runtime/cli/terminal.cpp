@@ -86,13 +86,17 @@ void print_note(std::string_view text) {
 int ReplyWriter::callback(const char* text, size_t n_bytes, void* self) noexcept {
   auto* const writer = static_cast<ReplyWriter*>(self);
   try {
-    writer->text_.append(text, n_bytes);
-    write_output({text, n_bytes});
+    writer->put({text, n_bytes});
     return 0;
   } catch (...) {
     writer->failure_ = std::current_exception();
     return 1;
   }
+}
+
+void ReplyWriter::put(std::string_view text) {
+  text_ += text;
+  write_output(text);
 }
 
 void ReplyWriter::finish() {

@@ -28,6 +28,7 @@ class ReplyWriter {
  public:
   static int callback(const char* text, size_t n_bytes, void* self) noexcept;
   void finish();  // rethrows
+  void put(std::string_view text);
   const std::string& text() const { return text_; }
 
  private:

@@ -34,6 +34,18 @@ class Run(CliTest):
         self.assertEqual(len(texts), 1)
         self.assertNotIn(self.ok(pith(*words, "--seed", "6")).out, texts)
 
+    def test_a_stop_text_ends_the_text_before_it(self):
+        words = ["run", self.models.full, "-p", "Once", "-n", "80", "--temp", "1", "--seed", "3"]
+        whole = self.ok(pith(*words)).text
+        stop = next(whole[i:i + 4] for i in range(20, len(whole)) if "\0" not in whole[i:i + 4])
+        self.assertEqual(self.ok(pith(*words, "--stop=no such text", "--stop=" + stop)).text, whole[:whole.index(stop)])
+        self.assertEqual(self.ok(pith(*words, f"--stop={whole[-1]}such")).text, whole)  # it only begins there
+        chat = ["chat", self.models.full, "-n", "80", "--temp", "1", "--seed", "3", "--once", "Hello?"]
+        whole = self.ok(pith(*chat)).text[:-1]
+        stop = next(whole[i:i + 4] for i in range(20, len(whole)) if "\0" not in whole[i:i + 4])
+        self.assertEqual(self.ok(pith(*chat, "--stop=" + stop)).text, whole[:whole.index(stop)] + "\n")
+        self.fails(pith(*words, "--stop", "x" * 300), 2, "--stop: a text of 300 bytes")
+
     def test_an_empty_prompt_is_refused(self):
         self.fails(pith("run", self.models.full, "-p", ""), 2, "empty")
         self.fails(pith("run", self.models.full), 2, "empty")
