@@ -298,7 +298,7 @@ int pith_sync(pith_session* session, const int32_t* ids, size_t n_ids) {
   return guarded([&] {
     need(session, "session");
     if (n_ids > 0) need(ids, "ids");
-    session->session.forget_interrupt();
+    session->session.begin_call();
     sync_to(*session, {ids, n_ids});
     return PITH_OK;
   });
@@ -308,7 +308,7 @@ int pith_append(pith_session* session, const int32_t* ids, size_t n_ids) {
   return guarded([&] {
     need(session, "session");
     if (n_ids > 0) need(ids, "ids");
-    session->session.forget_interrupt();
+    session->session.begin_call();
     const size_t n_before = session->session.tokens().size();
     try {
       session->session.append({ids, n_ids});
@@ -325,7 +325,7 @@ int pith_step(pith_session* session, int32_t* id) {
   return guarded([&] {
     need(session, "session");
     need(id, "id");
-    session->session.forget_interrupt();
+    session->session.begin_call();
     if (session->drawn < 0) need_logits(*session);
     if (is_full(*session))
       throw_error(ErrorCode::kContextFull, "the timeline's {} tokens fill the context of {}",
@@ -379,7 +379,7 @@ int pith_generate(pith_session* session, pith_text_fn fn, void* user, pith_reply
   return guarded([&] {
     need(session, "session");
     check_reply_size(reply);
-    session->session.forget_interrupt();
+    session->session.begin_call();
     if (session->drawn < 0) need_logits(*session);
     pith_reply done{};
     TextOut out(*session, fn, user);
@@ -394,7 +394,7 @@ int pith_chat(pith_session* session, const pith_message* messages, size_t n_mess
   return guarded([&] {
     need(session, "session");
     check_reply_size(reply);
-    session->session.forget_interrupt();
+    session->session.begin_call();
     const std::vector<int32_t> ids = render_chat(session->session.model(), messages, n_messages, true);
     pith_reply done{};
     done.n_prompt = static_cast<uint32_t>(ids.size());

@@ -138,7 +138,8 @@ std::span<const float> Session::logits() const {
 void Session::interrupt() {
   impl_->stop.store(true);
 }
-void Session::forget_interrupt() {
+void Session::begin_call() {
+  impl_->check_process();
   impl_->stop.store(false);
 }
 

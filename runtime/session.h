@@ -84,8 +84,9 @@ class Session {
   uint32_t logits_after(std::span<const int32_t> ids, uint32_t first,
                         const std::function<void(uint32_t position, std::span<const float> logits)>& row);
 
-  void interrupt();         // any thread; makes a running or the next sync/append throw kInterrupted, once
-  void forget_interrupt();  // one that nothing has stopped for
+  void interrupt();  // any thread; makes a running or the next sync/append throw kInterrupted, once
+  // What begins here stops for no interrupt that came before. Throws kInvalidArgument after a fork.
+  void begin_call();
 
   // Timeline and cache to a file and back, bound to the model's fingerprint; files obey the container's discipline
   // (checked sizes, checksum, atomic write). load holds the file in memory until it is checked; it throws kIo, kFormat,

@@ -302,13 +302,14 @@ TEST_CASE("after a fork the child's copy of a session refuses to run and closes"
     refuse([&] { session->sync(random_ids(7, 131)); });
     refuse([&] { session->save(f.folder / "s"); });
     refuse([&] { session->load(f.folder / "s"); });
+    refuse([&] { session->begin_call(); });
     session.reset();
     _exit(n_refused);
   }
   int status = 0;
   CHECK(waitpid(child, &status, 0) == child);
   REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 4);
+  CHECK(WEXITSTATUS(status) == 5);
   session->append(3);  // the parent's goes on
 }
 
