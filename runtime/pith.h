@@ -2,8 +2,8 @@
  *
  * Two objects. A pith_model is an opened file: immutable, shared by any number of sessions and threads. A
  * pith_session is one timeline of tokens over a model, with its key/value cache, scratch memory and workers: one thread
- * at a time, except pith_interrupt(). A child of fork() opens sessions of its own: one that was opened before refuses there to
- * run, save and load (PITH_E_INVALID), and may be closed. A chat in six lines:
+ * at a time, except pith_interrupt(). A child of fork() opens sessions of its own: one that was opened before refuses
+ * there to run, save and load (PITH_E_INVALID), and may be closed. A chat in six lines:
  *
  *   pith_model *model;
  *   pith_session *session;
@@ -75,9 +75,10 @@ PITH_API const char* pith_version(void);
  * this thread. */
 PITH_API const char* pith_errmsg(void);
 
-/* Where notes go (what was chosen at open, why "auto" left a GPU unused or partly so, too little memory). Default: nowhere. level: 0 = information,
- * 1 = warning. `message` is one line without newline, valid during the call; `fn` may be called from any thread that uses
- * the library, one at a time, and must not call back into it. NULL = silent. Process-wide. */
+/* Where notes go (what was chosen at open, why "auto" left a GPU unused or partly so, too little memory). Default:
+ * nowhere. level: 0 = information, 1 = warning. `message` is one line without newline, valid during the call; `fn`
+ * may be called from any thread that uses the library, one at a time, and must not call back into it. NULL = silent.
+ * Process-wide. */
 typedef void (*pith_log_fn)(int level, const char* message, void* user);
 PITH_API int pith_log_set(pith_log_fn fn, void* user);
 
@@ -145,32 +146,32 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 
 /* ---- Session -------------------------------------------------------------------------------------------------- */
 
-/* All memory of the cache and of computing is reserved here (PITH_E_MEMORY), and the system provides it as it is first used. Where
- * the session takes more than is free (pith_plan()), a warning goes to pith_log_set(). pith_sync(), pith_append() and pith_step()
- * allocate nothing, but for a few names of
- * tensors in the first of them. pith_generate() and pith_chat() do for their text only.
- * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores, at most a container's CPU quota), "kv" ("f16" | "i8"),
- * "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers" (how many of the model's last layers
- * a GPU runs, the others staying on the CPU: "all", the default with device "cuda" | "auto", as many as fit, the default with
- * device "auto" | a number), "kernels" ("auto", or one of the
- * device's by name, for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "amx", "neon" of a CPU; "registers",
- * "async", "bulk" of a GPU, each also with "-sync" after it), and every key of pith_set(). */
+/* All memory of the cache and of computing is reserved here (PITH_E_MEMORY), and the system provides it as it is first
+ * used. Where the session takes more than is free (pith_plan()), a warning goes to pith_log_set(). pith_sync(),
+ * pith_append() and pith_step() allocate nothing, but for a few names of tensors in the first of them. pith_generate()
+ * and pith_chat() do for their text only.
+ * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores, at most a container's CPU
+ * quota), "kv" ("f16" | "i8"), "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers"
+ * (how many of the model's last layers a GPU runs, the others staying on the CPU: "all", the default with device "cuda" |
+ * "auto", as many as fit, the default with device "auto" | a number), "kernels" ("auto", or one of the device's by name,
+ * for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "amx", "neon" of a CPU; "registers", "async", "bulk"
+ * of a GPU, each also with "-sync" after it), and every key of pith_set(). */
 PITH_API int pith_session_open(const pith_model* model, const char* const* options, pith_session** out);
 
 /* Must not run beside another call on the session. NULL is allowed. */
 PITH_API void pith_session_close(pith_session* session);
 
 /* How tokens are drawn: "temp" (0 = greedy), "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
- * "frequency_penalty", "repeat_last_n", "seed" (an integer, or "random" or "-1"). What ends a reply of pith_generate() and
- * pith_chat() before the model does: "max_tokens" of one reply ("0" = as many as fit), and "stop", a text of at most 256 bytes, once
- * for each of up to 16 ("" forgets them all). Defaults: the model's generation defaults, a random seed, max_tokens 0, no stop. The
- * same seed, settings and calls give the same bytes on any number of threads; setting anything but max_tokens and stop starts the
- * random stream again from the seed. */
+ * "frequency_penalty", "repeat_last_n", "seed" (an integer, or "random" or "-1"). What ends a reply of
+ * pith_generate() and pith_chat() before the model does: "max_tokens" of one reply ("0" = as many as fit), and
+ * "stop", a text of at most 256 bytes, once for each of up to 16 ("" forgets them all). Defaults: the model's
+ * generation defaults, a random seed, max_tokens 0, no stop. The same seed, settings and calls give the same bytes
+ * on any number of threads; setting anything but max_tokens and stop starts the random stream again from the seed. */
 PITH_API int pith_set(pith_session* session, const char* key, const char* value);
 
-/* One fact as text, like pith_model_get(): every key of pith_set(), "ctx", "threads", "kv", "kernels", "device", "gpu_layers",
- * "n_tokens" (length of the timeline), "kv_bytes", "scratch_bytes", "held_text" (see pith_text_fn). Of "stop" all texts, one a
- * line. */
+/* One fact as text, like pith_model_get(): every key of pith_set(), "ctx", "threads", "kv", "kernels", "device",
+ * "gpu_layers", "n_tokens" (length of the timeline), "kv_bytes", "scratch_bytes", "held_text" (see pith_text_fn). Of
+ * "stop" all texts, one a line. */
 PITH_API int pith_session_get(const pith_session* session, const char* key, char* buffer, size_t capacity,
                               size_t* n_needed);
 
@@ -178,8 +179,8 @@ PITH_API int pith_session_get(const pith_session* session, const char* key, char
  * does not fit. After PITH_E_INTERRUPTED the timeline holds what was finished, so calling again goes on. */
 PITH_API int pith_sync(pith_session* session, const int32_t* ids, size_t n_ids);
 
-/* Runs ids after the timeline, n_ids >= 1: for a caller that draws tokens itself, from pith_logits(). PITH_E_CONTEXT when they
- * do not fit. After PITH_E_INTERRUPTED the timeline holds what was finished (pith_tokens()). */
+/* Runs ids after the timeline, n_ids >= 1: for a caller that draws tokens itself, from pith_logits(). PITH_E_CONTEXT
+ * when they do not fit. After PITH_E_INTERRUPTED the timeline holds what was finished (pith_tokens()). */
 PITH_API int pith_append(pith_session* session, const int32_t* ids, size_t n_ids);
 
 /* Draws the next token and appends it. PITH_DONE: the token (also in *id) is an end token; it is not appended. Needs a
@@ -199,20 +200,20 @@ PITH_API int pith_rewind(pith_session* session, size_t n_tokens);
 /* The timeline's ids. */
 PITH_API int pith_tokens(const pith_session* session, int32_t* ids, size_t capacity, size_t* n_needed);
 
-/* Receives text as it is made: whole UTF-8 code points (bytes that are not UTF-8 become U+FFFD), never 0 bytes long, not
- * 0-terminated. The beginning of a code point that a reply stops inside of comes with the rest of it, from the
- * pith_generate() that goes on; with PITH_STOP_END and PITH_STOP_CONTEXT it is U+FFFD. So does what may begin a "stop" text:
- * for whoever does not go on it is the session's "held_text". Returning non-zero stops the reply. It must not call functions on the session except
- * pith_interrupt(). */
+/* Receives text as it is made: whole UTF-8 code points (bytes that are not UTF-8 become U+FFFD), never 0 bytes long,
+ * not 0-terminated. The beginning of a code point that a reply stops inside of comes with the rest of it, from the
+ * pith_generate() that goes on; with PITH_STOP_END and PITH_STOP_CONTEXT it is U+FFFD. So does what may begin a
+ * "stop" text: for whoever does not go on it is the session's "held_text". Returning non-zero stops the reply. It
+ * must not call functions on the session except pith_interrupt(). */
 typedef int (*pith_text_fn)(const char* text, size_t n_bytes, void* user);
 
 enum {
-  PITH_STOP_END = 1,      /* the model ended its text */
-  PITH_STOP_LENGTH = 2,   /* max_tokens */
-  PITH_STOP_CONTEXT = 3,  /* the context is full */
-  PITH_STOP_CALLBACK = 4, /* the callback returned non-zero */
+  PITH_STOP_END = 1,       /* the model ended its text */
+  PITH_STOP_LENGTH = 2,    /* max_tokens */
+  PITH_STOP_CONTEXT = 3,   /* the context is full */
+  PITH_STOP_CALLBACK = 4,  /* the callback returned non-zero */
   PITH_STOP_INTERRUPT = 5, /* pith_interrupt() while text was being made */
-  PITH_STOP_TEXT = 6       /* one of the "stop" texts: it was not handed out, but its tokens are in the timeline */
+  PITH_STOP_TEXT = 6 /* one of the "stop" texts: it was not handed out, but its tokens are in the timeline */
 };
 
 typedef struct {
@@ -227,27 +228,27 @@ typedef struct {
  * PITH_OK; `reply` may be NULL (so may `fn`). The text that was handed out is in the timeline. */
 PITH_API int pith_generate(pith_session* session, pith_text_fn fn, void* user, pith_reply* reply);
 
-/* One turn of a conversation: pith_chat_render() with the reply's start, pith_sync(), pith_generate(). Pass the whole
- * conversation each time: what the timeline already holds is not run again. An interrupt before the first
+/* One turn of a conversation: pith_chat_render() with the reply's start, pith_sync(), pith_generate(). Pass the
+ * whole conversation each time: what the timeline already holds is not run again. An interrupt before the first
  * token is PITH_E_INTERRUPTED, and the timeline as pith_sync() leaves it. Should anything else fail after the first
  * token, here or in pith_generate(), the text that was handed out before is in the timeline. */
 PITH_API int pith_chat(pith_session* session, const pith_message* messages, size_t n_messages,
                        pith_text_fn fn, void* user, pith_reply* reply);
 
-/* Stops the call that is running on the session: pith_sync(), pith_append(), pith_step(), pith_generate() or pith_chat(). Any
- * thread, and from a signal handler. Does nothing when none runs, as sqlite3_interrupt(): what comes just before a call begins, or
- * between two of a loop's pith_step(), is lost, so such a loop looks at a flag of its own. PITH_E_INVALID for NULL leaves
- * no message. */
+/* Stops the call that is running on the session: pith_sync(), pith_append(), pith_step(), pith_generate() or
+ * pith_chat(). Any thread, and from a signal handler. Does nothing when none runs, as sqlite3_interrupt(): what
+ * comes just before a call begins, or between two of a loop's pith_step(), is lost, so such a loop looks at a flag
+ * of its own. PITH_E_INVALID for NULL leaves no message. */
 PITH_API int pith_interrupt(pith_session* session);
 
-/* The timeline and its cache in a file (written beside it, then renamed; mode 0600), bound to the model. Save replaces a
- * session's file or an empty one, nothing else: PITH_E_INVALID. Load fails with
- * PITH_E_FORMAT on a file that is damaged or of another model, with PITH_E_CONTEXT when it is longer than this
- * session's context, and with PITH_E_INVALID when the session that was saved had another "kv", or a "ctx" that turns keys by
- * other angles than this one's (models with dynamic NTK or LongRoPE); the session is then as it was. Logits are not in the
- * file: after a load comes pith_sync(), of the loaded ids (pith_tokens(); the last one runs again) or of more, or
- * pith_append(). It is read into memory as a whole first. Should a device then fail while it takes the cache, the session
- * is empty. Sampling options are not stored. */
+/* The timeline and its cache in a file (written beside it, then renamed; mode 0600), bound to the model. Save
+ * replaces a session's file or an empty one, nothing else: PITH_E_INVALID. Load fails with PITH_E_FORMAT on a file
+ * that is damaged or of another model, with PITH_E_CONTEXT when it is longer than this session's context, and with
+ * PITH_E_INVALID when the session that was saved had another "kv", or a "ctx" that turns keys by other angles than
+ * this one's (models with dynamic NTK or LongRoPE); the session is then as it was. Logits are not in the file: after
+ * a load comes pith_sync(), of the loaded ids (pith_tokens(); the last one runs again) or of more, or pith_append().
+ * It is read into memory as a whole first. Should a device then fail while it takes the cache, the session is empty.
+ * Sampling options are not stored. */
 PITH_API int pith_session_save(const pith_session* session, const char* path);
 PITH_API int pith_session_load(pith_session* session, const char* path);
 
