@@ -24,7 +24,6 @@ ALLOWED = {
 # A file -> what it includes all the same.
 EXCEPTIONS = {
     "runtime/backends.cpp": {"runtime/cpu/cpu_backend.h", "runtime/gpu/cuda_backend.h"},  # the list of backends
-    "runtime/capi_session.cpp": {"runtime/cpu/kernels.h"},  # the list of instruction sets, for this and the next two
     "runtime/cli/bench.cpp": {"runtime/cpu/kernels.h", "runtime/cpu/measure.h"},
     "runtime/cli/doctor.cpp": {"runtime/cpu/kernels.h"},
     "convert/forward_loops.h": {"runtime/cpu/kernels.h"},  # the float loops of calibration
