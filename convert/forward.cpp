@@ -57,7 +57,7 @@ Forward::Forward(const ModelSpec& spec, uint32_t window, Products products)
     : spec_(spec), products_(std::move(products)), window_(window), n_threads_(products_.n_threads()) {
   for (const RopeSpec& rope : spec.ropes) {
     std::vector<float> cosines(window * rope.inv_freq.size()), sines(cosines.size());
-    rope.fill_tables(window, 0, window, cosines.data(), sines.data());
+    rope.fill_tables(rope.frequencies(window), 0, window, cosines.data(), sines.data());
     cos_.push_back(std::move(cosines));
     sin_.push_back(std::move(sines));
   }

@@ -185,10 +185,10 @@ std::vector<float> RopeSpec::frequencies(uint32_t n_ctx) const {
   return scaled;
 }
 
-void RopeSpec::fill_tables(uint32_t n_ctx, uint32_t begin, uint32_t end, float* cos, float* sin) const {
-  const std::vector<float> used = frequencies(n_ctx);
+void RopeSpec::fill_tables(std::span<const float> frequencies, uint32_t begin, uint32_t end, float* cos,
+                           float* sin) const noexcept {
   for (uint32_t p = begin; p < end; ++p)
-    for (const float f : used) {
+    for (const float f : frequencies) {
       const double angle = double{f} * p;
       *cos++ = static_cast<float>(std::cos(angle) * double{scale});
       *sin++ = static_cast<float>(std::sin(angle) * double{scale});

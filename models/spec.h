@@ -6,6 +6,7 @@
 // models/registry.cpp, plus an op in the decoder when a switch is new.
 #pragma once
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,10 @@ struct RopeSpec {
   float dynamic_factor = 0;  // dynamic NTK: the base grows with the context beyond original_context
 
   std::vector<float> frequencies(uint32_t n_ctx) const;  // of a session with room for n_ctx tokens
-  // cos and sin of positions begin .. end - 1 in such a session, times scale; angles in double. Both [end - begin, n / 2].
-  void fill_tables(uint32_t n_ctx, uint32_t begin, uint32_t end, float* cos, float* sin) const;
+  // cos and sin of positions begin .. end - 1 at such frequencies, times scale; angles in double. Both
+  // [end - begin, frequencies.size()]. Allocates nothing.
+  void fill_tables(std::span<const float> frequencies, uint32_t begin, uint32_t end, float* cos,
+                   float* sin) const noexcept;
   bool depends_on_context() const {
     return original_context != 0 && (!long_inv_freq.empty() || dynamic_factor != 0);
   }

@@ -40,14 +40,15 @@ CpuBackend::CpuBackend(std::shared_ptr<const Model> model, const SessionOptions&
       pool_(options.n_threads),
       prompt_threads_(options.n_threads),
       token_threads_(options.n_threads) {
-  pool_.run([&](uint32_t thread) {
-    const Range mine = share(options.n_ctx, thread, pool_.n_threads());
-    for (size_t i = 0; i < spec_.ropes.size(); ++i) {
-      const RopeSpec& rope = spec_.ropes[i];
-      const size_t at = mine.begin * rope.inv_freq.size();
-      rope.fill_tables(options.n_ctx, mine.begin, mine.end, scratch_.cos[i] + at, scratch_.sin[i] + at);
-    }
-  });
+  for (size_t i = 0; i < spec_.ropes.size(); ++i) {
+    const RopeSpec& rope = spec_.ropes[i];
+    const std::vector<float> frequencies = rope.frequencies(options.n_ctx);  // here: a thread must not throw
+    pool_.run([&](uint32_t thread) {
+      const Range mine = share(options.n_ctx, thread, pool_.n_threads());
+      const size_t at = mine.begin * frequencies.size();
+      rope.fill_tables(frequencies, mine.begin, mine.end, scratch_.cos[i] + at, scratch_.sin[i] + at);
+    });
+  }
 }
 
 // ---- matrices -----------------------------------------------------------------------------------------------------

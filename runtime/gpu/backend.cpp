@@ -37,7 +37,7 @@ CudaBackend::CudaBackend(std::shared_ptr<const Model> model, const SessionOption
   for (size_t i = 0; i < spec_.ropes.size(); ++i) {
     const RopeSpec& rope = spec_.ropes[i];
     std::vector<float> cos(options.n_ctx * rope.inv_freq.size()), sin(cos.size());
-    rope.fill_tables(options.n_ctx, 0, options.n_ctx, cos.data(), sin.data());
+    rope.fill_tables(rope.frequencies(options.n_ctx), 0, options.n_ctx, cos.data(), sin.data());
     stream_.copy_to_device(scratch_.cos[i], cos.data(), cos.size() * 4);
     stream_.copy_to_device(scratch_.sin[i], sin.data(), sin.size() * 4);
     stream_.wait();
