@@ -133,8 +133,9 @@ void mean_products(const float* x, const float* minus, const float* y, uint32_t 
   constexpr uint32_t kWide = kCols<float>, kTile = kRows * kWide, kAhead = 8;
   const bool is_symmetric = x == y && !minus && k == m;  // then what lies above the diagonal is mirrored
   const double factor = scale / n;
-  // Of a task: the more rows, the fewer times y is packed; but every thread needs some of them.
-  const uint32_t stripe_rows = std::clamp(k / (4 * n_threads) / kRows * kRows, 8 * kRows, 32 * kRows);
+  // Of a task: the more rows, the fewer times y is packed; but every thread needs some of them, and memory for its sums.
+  const uint32_t stripe_rows =
+      std::clamp(std::min(k / 4, 2048u) / n_threads / kRows * kRows, 8 * kRows, 32 * kRows);
   const uint32_t n_stripes = (k + stripe_rows - 1) / stripe_rows;
   parallel_for(n_stripes, n_threads, [&](uint32_t task) {
     const uint32_t row = (n_stripes - 1 - task) * stripe_rows;  // where the triangle is widest first

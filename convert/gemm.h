@@ -14,7 +14,8 @@ void multiply_transposed(const float* x, uint32_t n, uint32_t k, const float* w,
                          uint32_t n_threads);
 
 // h [k, m] = the mean over n rows of (x - minus)' y, times scale (x, minus: [n, k], y: [n, m]); minus: null for none.
-// Sums in double, a stripe of h at a time: besides h it takes up to 2,048 m bytes a thread.
+// Sums in double, a stripe of h at a time: besides h it takes 2,048 m bytes a thread, of many threads 512 m,
+// between them 16,384 m.
 void mean_products(const float* x, const float* minus, const float* y, uint32_t n, uint32_t k, uint32_t m,
                    double scale, float* h, uint32_t n_threads);
 

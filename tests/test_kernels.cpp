@@ -191,8 +191,8 @@ TEST_CASE("plain products are the same bits on every instruction set and right t
   std::mt19937_64 rng(4);
   for (const TensorKind kind : {TensorKind::kF32, TensorKind::kF16, TensorKind::kBF16})
     for (const uint32_t n_rows : {1u, 6u, 31u, 33u})
-      for (const uint32_t n_cols : {1u, 15u, 16u, 172u, 1064u})  // 1064: more than is summed at a time
-        for (const uint32_t n_tokens : {1u, 2u, 7u, 21u}) {
+      for (const uint32_t n_cols : {1u, 15u, 16u, 172u, 1064u})        // 1064: more than is summed at a time
+        for (const uint32_t n_tokens : {1u, 2u, 7u, 21u, 24u, 37u}) {  // from 24 on rows are widened
           const OwnedMatrix o = make_plain(kind, n_rows, n_cols, rng);
           const std::vector<float> x = random_floats(size_t{n_tokens} * n_cols, 1, rng);
           const std::vector<float> reference = multiply(scalar(), o.m, x, n_tokens);
