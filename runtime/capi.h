@@ -110,6 +110,7 @@ std::vector<int32_t> render_chat(const Model& model, const pith_message* message
 void log(int level, std::string_view message) noexcept;
 
 // Whether a session's plan fits into what this process may take besides the GPU's memory: "" or a line that says it does not.
-std::string memory_warning(const MemoryPlan& plan, uint64_t available_bytes);
+// has_weights: those of the file are in memory already.
+std::string memory_warning(const MemoryPlan& plan, bool has_weights, uint64_t available_bytes);
 
 }  // namespace pith::capi

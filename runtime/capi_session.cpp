@@ -205,8 +205,9 @@ void set_max_tokens(uint32_t& max_tokens, std::string_view value) {
 
 }  // namespace
 
-std::string memory_warning(const MemoryPlan& plan, uint64_t available_bytes) {
-  const uint64_t needed = plan.total() - plan.gpu_bytes;
+std::string memory_warning(const MemoryPlan& plan, bool has_weights, uint64_t available_bytes) {
+  const uint64_t taken = has_weights ? plan.weights_bytes - plan.gpu_weights_bytes : 0;
+  const uint64_t needed = plan.total() - plan.gpu_bytes - taken;
   if (needed <= available_bytes) return "";
   return fmt::format(
       "the session takes {:.2f} GB of memory, {:.2f} are free: a smaller ctx or kv i8 takes less",
@@ -248,10 +249,9 @@ int pith_session_open(const pith_model* model, const char* const* options, pith_
                        model->model->spec().max_context, resolved.n_threads, kernels_of(resolved),
                        resolved.device));
     if (!session->session.note().empty()) log(1, session->session.note());
-    MemoryPlan to_take = session->session.memory();
-    if (model->in_memory) to_take.weights_bytes = 0;  // taken already
-    if (const std::string warning = memory_warning(to_take, available_memory()); !warning.empty())
-      log(1, warning);
+    const std::string warning =
+        memory_warning(session->session.memory(), model->in_memory, available_memory());
+    if (!warning.empty()) log(1, warning);
     *out = session.release();
     return PITH_OK;
   });

@@ -29,6 +29,7 @@ MemoryPlan plan_split(const Model& model, const SessionOptions& options, uint32_
   const uint32_t n_layers = model.spec().n_layers, cut = n_layers - n_gpu;
   MemoryPlan plan = gpu.plan(model, options, {cut, n_layers});
   plan.gpu_bytes = plan.total();
+  plan.gpu_weights_bytes = plan.weights_bytes;
   plan.n_gpu_layers = n_gpu;
   if (cut == 0) return plan;
   const MemoryPlan cpu = cpu_of(kinds).plan(model, cpu_options(options), {0, cut});

@@ -44,7 +44,7 @@ SessionOptions resolve_options(const Model& model, SessionOptions options);
 // Exact bytes that a session will take, without taking them.
 struct MemoryPlan {
   uint64_t weights_bytes, kv_bytes, scratch_bytes;  // on all devices together
-  uint64_t gpu_bytes = 0;                           // of them, on the GPU
+  uint64_t gpu_bytes = 0, gpu_weights_bytes = 0;    // of them, on the GPU: of all, and of the weights
   uint32_t n_gpu_layers = 0;
   uint64_t total() const { return weights_bytes + kv_bytes + scratch_bytes; }
 };

@@ -283,6 +283,8 @@ TEST_CASE("the first layers on the CPU and the last N on cuda give the CPU's log
     const Placement placement = place(*f.model, options, both_kinds());
     CHECK(placement.n_gpu_layers == static_cast<uint32_t>(n));
     CHECK((placement.memory.gpu_bytes == 0) == (n == 0));
+    CHECK((placement.memory.gpu_weights_bytes == 0) == (n == 0));
+    CHECK((placement.memory.gpu_weights_bytes == placement.memory.weights_bytes) == (n == 3));
     const auto backend = open_placed(f.model, options, placement, both_kinds());
     const std::vector<float> found = f.run(*backend, ids, {15, 1, 1, 3, 1});
     if (n == 0) expected = found;

@@ -503,15 +503,25 @@ TEST_CASE("a session that takes more memory than is free is warned of") {
   const MemoryPlan plan{.weights_bytes = 3'000'000'000,
                         .kv_bytes = 2'000'000'000,
                         .scratch_bytes = 1'000'000'000,
-                        .gpu_bytes = 2'500'000'000};
-  CHECK(capi::memory_warning(plan, 3'500'000'000) == "");
-  CHECK(capi::memory_warning(plan, UINT64_MAX) == "");
-  CHECK_THAT(capi::memory_warning(plan, 3'400'000'000),
+                        .gpu_bytes = 2'500'000'000,
+                        .gpu_weights_bytes = 2'000'000'000};
+  CHECK(capi::memory_warning(plan, false, 3'500'000'000) == "");
+  CHECK(capi::memory_warning(plan, false, UINT64_MAX) == "");
+  CHECK_THAT(capi::memory_warning(plan, false, 3'400'000'000),
              Contains("takes 3.50 GB of memory") && Contains("3.40 are free"));
 }
 
 TEST_CASE("a container that lacks a tensor or has one of another shape or kind does not open") {
   const TempFolder folder;
+  CHECK(capi::memory_warning(plan, true, 2'500'000'000) == "");
+  CHECK_THAT(capi::memory_warning(plan, true, 2'400'000'000), Contains("takes 2.50 GB of memory"));
+  const MemoryPlan on_gpu{.weights_bytes = 3'000'000'000,
+                          .kv_bytes = 2'000'000'000,
+                          .scratch_bytes = 1'000'000'000,
+                          .gpu_bytes = 6'000'000'000,
+                          .gpu_weights_bytes = 3'000'000'000};
+  CHECK(capi::memory_warning(on_gpu, false, 0) == "");
+  CHECK(capi::memory_warning(on_gpu, true, 0) == "");
   const ModelSpec spec = plain_spec();
   write_random_model(folder / "good", spec, {});
   CHECK_NOTHROW(Model::open(folder / "good"));
