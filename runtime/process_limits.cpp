@@ -28,7 +28,8 @@ uint64_t number_after(const std::string& path, const std::string& key) {
 uint64_t left_in(const std::string& group, const char* limit_file, const char* usage_file) {
   const uint64_t limit = number_in(group + limit_file), usage = number_in(group + usage_file);
   if (limit == UINT64_MAX || usage == UINT64_MAX) return UINT64_MAX;
-  const uint64_t files = number_after(group + "/memory.stat", "inactive_file");
+  const std::string stat = group + "/memory.stat";
+  const uint64_t files = number_after(stat, "inactive_file") + number_after(stat, "active_file");
   const uint64_t taken = usage - std::min(usage, files);
   return limit - std::min(limit, taken);
 }

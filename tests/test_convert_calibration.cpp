@@ -91,8 +91,8 @@ TEST_CASE("memory is what the system has, and what a container may take of it") 
   CHECK(available_memory(folder.path()) == 9000 * 1024);
   put("/sys/fs/cgroup/outer/memory.max", "5000000\n");
   put("/sys/fs/cgroup/outer/memory.current", "1000000\n");
-  put("/sys/fs/cgroup/outer/memory.stat", "anon 600000\ninactive_file 400000\n");
-  CHECK(available_memory(folder.path()) == 4400000);
+  put("/sys/fs/cgroup/outer/memory.stat", "anon 500000\ninactive_file 400000\nactive_file 100000\n");
+  CHECK(available_memory(folder.path()) == 4500000);
   put("/sys/fs/cgroup/memory.max", "200000\n");  // as a container sees its own group
   put("/sys/fs/cgroup/memory.current", "300000\n");
   CHECK(available_memory(folder.path()) == 0);
