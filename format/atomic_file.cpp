@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
@@ -10,6 +11,12 @@
 #include "format/error.h"
 
 namespace pith {
+
+namespace {
+
+constexpr mode_t kOthers = S_IRWXG | S_IRWXO;
+
+}  // namespace
 
 File open_locked(Io& io, const std::string& path, mode_t mode) {
   for (;;) {
@@ -19,8 +26,13 @@ File open_locked(Io& io, const std::string& path, mode_t mode) {
     // Another writer may have renamed or removed this very file between open and lock: then leave it alone.
     struct stat opened, named;
     if (io.fstat(file.fd(), &opened) != 0) throw_io(path, "read the size", errno);
-    if (io.stat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev && opened.st_ino == named.st_ino)
-      return file;
+    if (io.stat(path.c_str(), &named) != 0 || opened.st_dev != named.st_dev || opened.st_ino != named.st_ino)
+      continue;
+    // One that was left behind has a mode of its own. Some file systems have none to set, which is no reason to fail on one's own.
+    const bool is_too_open = (mode & kOthers) == 0 && (opened.st_mode & kOthers) != 0;
+    if (is_too_open && io.fchmod(file.fd(), mode) != 0 && opened.st_uid != geteuid())
+      throw_io(path, "keep others from reading it", errno);
+    return file;
   }
 }
 

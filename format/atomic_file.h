@@ -11,8 +11,8 @@
 
 namespace pith {
 
-// Opens PATH for reading and writing, created with `mode` when absent, and locks it until it is closed. Throws Error(kIo)
-// when another process holds the lock.
+// Opens PATH for reading and writing, created with `mode` when absent, and locks it until it is closed. One that is there is taken
+// from others where `mode` gives them nothing. Throws Error(kIo) when another process holds the lock.
 File open_locked(Io& io, const std::string& path, mode_t mode = 0666);
 
 // Flushes the folder of `path`, so that a rename in it outlives a power cut. File systems that cannot are passed over.

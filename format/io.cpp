@@ -39,6 +39,9 @@ int Io::stat(const char* path, struct stat* st) {
 int Io::fstat(int fd, struct stat* st) {
   return ::fstat(fd, st);
 }
+int Io::fchmod(int fd, mode_t mode) {
+  return ::fchmod(fd, mode);
+}
 int Io::flock(int fd, int operation) {
   return ::flock(fd, operation);
 }

@@ -21,6 +21,7 @@ class Io {
   virtual int close(int fd);
   virtual int stat(const char* path, struct stat* st);
   virtual int fstat(int fd, struct stat* st);
+  virtual int fchmod(int fd, mode_t mode);
   virtual int flock(int fd, int operation);
   virtual ssize_t pread(int fd, void* data, size_t size, uint64_t offset);
   virtual ssize_t pwrite(int fd, const void* data, size_t size, uint64_t offset);

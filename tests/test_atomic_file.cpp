@@ -34,6 +34,7 @@ TEST_CASE("an atomic file is what it was until commit, and a second writer is re
   }
   CHECK(n_files(folder) == 1);
   CHECK(read_file(folder / "f") == kOld);
+  write_file(folder / "f.part", Bytes(100, 'x'));  // with a mode that others may read
   AtomicFile file(folder / "f", 0600);
   file.file().write_at(0, "new", 3);
   file.commit();
@@ -101,6 +102,21 @@ TEST_CASE("an atomic file takes nothing of a .part that was left behind, and lea
     write_file(folder / "f.part", Bytes{'n', 'e', 'x', 't'});  // another writer's
   }
   CHECK(fs::exists(folder / "f.part"));
+}
+
+TEST_CASE("a file system without modes is written to") {
+  class NoModeIo : public Io {
+   public:
+    int fchmod(int, mode_t) override {
+      errno = EPERM;
+      return -1;
+    }
+  };
+  const TempFolder folder;
+  write_file(folder / "f.part", Bytes(100, 'x'));
+  NoModeIo io;
+  CHECK_NOTHROW(AtomicFile(folder / "f", 0600, io).commit());
+  CHECK(fs::file_size(folder / "f") == 0);
 }
 
 TEST_CASE("a file system without locks is written to") {
