@@ -164,9 +164,10 @@ PITH_API void pith_session_close(pith_session* session);
 /* How tokens are drawn: "temp" (0 = greedy), "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
  * "frequency_penalty", "repeat_last_n", "seed" (an integer, or "random" or "-1"). What ends a reply of
  * pith_generate() and pith_chat() before the model does: "max_tokens" of one reply ("0" = as many as fit), and
- * "stop", a text of at most 256 bytes, once for each of up to 16 ("" forgets them all). Defaults: the model's
- * generation defaults, a random seed, max_tokens 0, no stop. The same seed, settings and calls give the same bytes
- * on any number of threads; setting anything but max_tokens and stop starts the random stream again from the seed. */
+ * "stop", a UTF-8 text of at most 256 bytes, once for each of up to 16 ("" forgets them all); the one that ends first
+ * counts. Defaults: the model's generation defaults, a random seed, max_tokens 0, no stop. The same seed, settings and
+ * calls give the same bytes on any number of threads; setting anything but max_tokens and stop starts the random stream
+ * again from the seed. */
 PITH_API int pith_set(pith_session* session, const char* key, const char* value);
 
 /* One fact as text, like pith_model_get(): every key of pith_set(), "ctx", "threads", "kv", "kernels", "device",

@@ -485,6 +485,9 @@ TEST_CASE(
     CHECK(run({"abc", "bx"}, "ababx", n) == "aba|");
     CHECK(run({"abc"}, "xabab", n) == "xabab");
     CHECK(run({}, "xabab", n) == "xabab");
+    CHECK(run({"abcd", "bc"}, "xabcd", n) == "xa|");     // the one that ends first
+    CHECK(run({"bc", "abc", "c"}, "xabcd", n) == "x|");  // of several that end there the longest
+    CHECK(run({"cde", "bc", "abcde"}, "abcde", n) == "a|");
   }
   StopTexts holder;
   holder.add("User:");
@@ -493,6 +496,7 @@ TEST_CASE(
   CHECK(holder.held() == "Us");
   CHECK(holder.push("a", found) == "Usa");
   CHECK_THROWS_WITH(holder.add(std::string(257, 'x')), Contains("stop: a text of 257 bytes"));
+  CHECK_THROWS_WITH(holder.add("a\xc3"), "stop: byte 1 of 'a\\xc3' is not UTF-8");
   for (int i = 1; i < 16; ++i) holder.add("x");
   CHECK_THROWS_WITH(holder.add("x"), Contains("stop: more than 16 texts"));
   holder.add("");
@@ -509,10 +513,6 @@ TEST_CASE("a session that takes more memory than is free is warned of") {
   CHECK(capi::memory_warning(plan, false, UINT64_MAX) == "");
   CHECK_THAT(capi::memory_warning(plan, false, 3'400'000'000),
              Contains("takes 3.50 GB of memory") && Contains("3.40 are free"));
-}
-
-TEST_CASE("a container that lacks a tensor or has one of another shape or kind does not open") {
-  const TempFolder folder;
   CHECK(capi::memory_warning(plan, true, 2'500'000'000) == "");
   CHECK_THAT(capi::memory_warning(plan, true, 2'400'000'000), Contains("takes 2.50 GB of memory"));
   const MemoryPlan on_gpu{.weights_bytes = 3'000'000'000,
@@ -522,6 +522,10 @@ TEST_CASE("a container that lacks a tensor or has one of another shape or kind d
                           .gpu_weights_bytes = 3'000'000'000};
   CHECK(capi::memory_warning(on_gpu, false, 0) == "");
   CHECK(capi::memory_warning(on_gpu, true, 0) == "");
+}
+
+TEST_CASE("a container that lacks a tensor or has one of another shape or kind does not open") {
+  const TempFolder folder;
   const ModelSpec spec = plain_spec();
   write_random_model(folder / "good", spec, {});
   CHECK_NOTHROW(Model::open(folder / "good"));

@@ -47,6 +47,7 @@ class Run(CliTest):
         self.fails(pith(*words, "--stop", "x" * 300), 2, "--stop: a text of 300 bytes")
 
     def test_an_empty_prompt_is_refused(self):
+        self.fails(pith(*words, "--stop", b"a\xff".decode(errors="surrogateescape")), 2, "--stop: byte 1", "not UTF-8")
         self.fails(pith("run", self.models.full, "-p", ""), 2, "empty")
         self.fails(pith("run", self.models.full), 2, "empty")
         self.fails(pith("run", self.models.full, "-f", "/dev/null"), 2, "empty")
