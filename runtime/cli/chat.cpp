@@ -105,7 +105,9 @@ std::string help() {
 class Chat {
  public:
   Chat(const ModelHandle& model, const SessionHandle& session)
-      : model_(model.get()), session_(session.get()), conversation_(model.get(), session.get()) {}
+      : model_(model.get()), session_(session.get()), conversation_(model.get(), session.get()) {
+    conversation_.set_interrupted(take_interrupt);
+  }
 
   Conversation& conversation() { return conversation_; }
   bool wants_to_quit() const { return quit_; }
@@ -124,7 +126,7 @@ class Chat {
     reply_to([&] { return conversation_.ask(question); });
   }
 
-  // ask_model: a turn of the conversation.
+  // ask_model: a turn of the conversation. An interrupt since the line was read is one of the reply, and none of the next line.
   template <typename AskModel>
   void reply_to(AskModel&& ask_model) {
     replying = session_;
@@ -132,6 +134,7 @@ class Chat {
       reply_ = ask_model();
     } catch (...) {
       replying = nullptr;
+      take_interrupt();
       throw;
     }
     replying = nullptr;

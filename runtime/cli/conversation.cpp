@@ -66,6 +66,10 @@ std::vector<int32_t> Conversation::ids_of(const std::vector<Turn>& turns, const 
   return tokenize(model_, all + text, PITH_ADD_BOS);
 }
 
+void Conversation::check_interrupt() const {
+  if (is_interrupted_()) throw_error(ErrorCode::kInterrupted, "interrupted before the reply");
+}
+
 pith_reply Conversation::ask(const std::string& text) {
   refuse_nul(text, "the message");
   const std::vector<pith_message> messages = messages_with(turns_, text);
@@ -82,10 +86,12 @@ pith_reply Conversation::ask(const std::string& text) {
   ReplyWriter writer;
   pith_reply reply{};
   reply.size = sizeof reply;
+  check_interrupt();
   if (has_template_) {
     check(pith_chat(session_, messages.data(), messages.size(), ReplyWriter::callback, &writer, &reply));
   } else {
     check(pith_sync(session_, ids.data(), ids.size()));
+    check_interrupt();
     check(pith_generate(session_, ReplyWriter::callback, &writer, &reply));
     reply.n_prompt = static_cast<uint32_t>(ids.size());
   }

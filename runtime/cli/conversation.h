@@ -3,7 +3,9 @@
 // With a chat template each turn is rendered whole and the cache's common prefix is kept. Without one there is nothing that
 // makes a reply of it: the texts are joined as they stand and the model continues them (completion).
 #pragma once
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/cli/handles.h"
@@ -21,6 +23,9 @@ class Conversation {
   size_t n_turns() const { return turns_.size(); }
   const std::string& system() const { return system_; }
   void set_system(const std::string& text) { system_ = text; }
+
+  // Whether an interrupt waits: asked where the session would forget it, as it begins a call.
+  void set_interrupted(std::function<bool()> is_interrupted) { is_interrupted_ = std::move(is_interrupted); }
 
   // One turn; the reply streams to standard output. Throws Error: kContextFull when the conversation leaves no room
   // (with both numbers), kInterrupted before the first token. The turn is then not part of the conversation.
@@ -46,8 +51,11 @@ class Conversation {
   std::vector<pith_message> messages_with(const std::vector<Turn>& turns, const std::string& question) const;
   std::vector<int32_t> ids_of(const std::vector<Turn>& turns, const std::string& text) const;
 
+  void check_interrupt() const;
+
   const pith_model* model_;
   pith_session* session_;
+  std::function<bool()> is_interrupted_ = [] { return false; };
   bool has_template_;
   uint32_t n_ctx_;
   std::string system_;

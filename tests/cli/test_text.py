@@ -1,4 +1,5 @@
 """run and chat: what comes out, what is refused, and a conversation at a terminal."""
+import fcntl
 import json
 import os
 import pty
@@ -6,6 +7,7 @@ import re
 import select
 import signal
 import subprocess
+import termios
 import time
 import unittest
 
@@ -324,6 +326,31 @@ class ReferenceModel(CliTest):
     def converted(self, bits):
         source = self.skip_unless(SHARED / "models" / "stories260k")
         path = self.folder / f"{bits}.pith"
+    def wait_until(self, is_so):
+        end = time.time() + 60
+        while not is_so():
+            self.assertLess(time.time(), end)
+            time.sleep(0.01)
+
+    def test_an_interrupt_right_after_enter_stops_the_reply(self):
+        self.start(self.models.full, "--temp", "0", "-n", "4")
+        self.expect(r"> ")
+        terminal = os.open(f"/proc/{self.pid}/fd/0", os.O_RDWR | os.O_NOCTTY)
+        self.wait_until(lambda: not termios.tcgetattr(terminal)[3] & termios.ICANON)  # what is seen now was read
+        self.type("Go on")
+        self.expect("Go on")
+        termios.tcflow(terminal, termios.TCOOFF)  # what shows Enter cannot be written: the program waits there
+        self.type("\n")
+        time.sleep(0.1)
+        self.wait_until(lambda: fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)) == bytes(4))
+        os.kill(self.pid, signal.SIGINT)
+        termios.tcflow(terminal, termios.TCOON)
+        os.close(terminal)
+        self.expect(r"\[stopped before the reply")
+        self.assertNotIn("Ctrl-C", self.expect(r"> "))
+        self.type("/stats\n")
+        self.assertNotIn("Ctrl-C", self.expect(r"0 turns\r?\n"))
+
         self.ok(pith("convert", source, "-o", path, "--bits", bits, *self.models.calibration))
         return path
 
