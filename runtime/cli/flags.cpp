@@ -87,5 +87,7 @@ Error SessionFlags::in_flags(const Error& error) const {
         return Error(error.code(), fmt::format("{}: {}", flag, message.substr(begin.size())));
   return error;
 }
+  // A file, which other errors begin with, may have a key's name.
+  if (error.code() != ErrorCode::kInvalidArgument && error.code() != ErrorCode::kUnsupported) return error;
 
 }  // namespace pith::cli

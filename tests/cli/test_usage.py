@@ -73,6 +73,10 @@ class Usage(CliTest):
         self.fails(pith("synth", "--shape", "demo", "-o", self.folder / "x.pith", "--embed-bits", "7"), 2, "--embed-bits 7")
         self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_a_file_with_the_name_of_an_option_keeps_it(self):
+        for words in (["eval", self.models.full, "--text", "kv"], ["eval", "kv", "--text", __file__], ["bench", "kv"]):
+            self.fails(pith(*words, cwd=self.folder), 1, ": kv: ", "No such file")
+
     def test_the_last_of_repeated_options_counts(self):
         self.ok(pith("run", self.models.full, "-p", "x", "-n", "900", "-n", "2", "--temp", "hot", "--temp", "0"))
 
