@@ -17,6 +17,7 @@
 #include "runtime/cli/line_editor.h"
 #include "runtime/cli/text_input.h"
 #include "runtime/sampler.h"
+#include "runtime/utf8.h"
 
 namespace pith::cli {
 namespace {
@@ -72,6 +73,7 @@ std::vector<std::string> set_keys() {
   std::vector<std::string> keys;
   for (const SamplerOption& option : sampler_options()) keys.emplace_back(option.key);
   keys.emplace_back("max_tokens");
+  keys.emplace_back("stop");
   return keys;
 }
 
@@ -79,6 +81,7 @@ constexpr const char* kHelpBeforeSet =
     "/help                this list\n"
     "/system [TEXT|off]   show or set the system message\n";
 constexpr const char* kHelpAfterSet =
+    "/set stop TEXT       end replies before TEXT, too; /set stop= forgets all such texts\n"
     "/stats               context, speed, seed, memory\n"
     "/undo                take the last question and its reply back\n"
     "/retry               another reply to the last question\n"
@@ -104,8 +107,10 @@ std::string help() {
 
 class Chat {
  public:
-  Chat(const ModelHandle& model, const SessionHandle& session)
+  // stops: the session's stop texts.
+  Chat(const ModelHandle& model, const SessionHandle& session, const std::vector<std::string>& stops)
       : model_(model.get()), session_(session.get()), conversation_(model.get(), session.get()) {
+    for (const std::string& stop : stops) add_stop(stop);
     conversation_.set_interrupted(take_interrupt);
   }
 
@@ -208,15 +213,31 @@ class Chat {
   void set(const std::string& text) {
     const size_t space = text.find_first_of(" \t=");
     if (text.empty()) {
-      for (const std::string& key : set_keys())
-        print_lines(fmt::format("{:<18} {}", key, get(session_, key.c_str())));
+      for (const std::string& key : set_keys()) print_lines(fmt::format("{:<18} {}", key, setting(key)));
     } else if (space == std::string::npos) {
-      print_lines(fmt::format("{:<18} {}", text, get(session_, text.c_str())));
+      print_lines(fmt::format("{:<18} {}", text, setting(text)));
     } else {
       const std::string key = text.substr(0, space), value = trimmed(text.substr(space + 1));
       check(pith_set(session_, key.c_str(), value.c_str()));
-      print_note(fmt::format("[{} = {}]", key, get(session_, key.c_str())));
+      if (key == "stop") add_stop(value);
+      print_note(fmt::format("[{} = {}]", key, setting(key)));
     }
+  }
+
+  // As the session does.
+  void add_stop(const std::string& text) {
+    if (text.empty())
+      stops_.clear();
+    else
+      stops_.push_back(text);
+  }
+
+  std::string setting(const std::string& key) const {
+    if (key != "stop") return get(session_, key.c_str());
+    std::string text;
+    for (const std::string& stop : stops_)
+      text += fmt::format("{}\"{}\"", text.empty() ? "" : ", ", printable(stop));
+    return text.empty() ? "none" : text;
   }
 
   void stats() {
@@ -280,6 +301,7 @@ class Chat {
   const pith_model* model_;
   pith_session* session_;
   Conversation conversation_;
+  std::vector<std::string> stops_;
   pith_reply reply_{};
   bool quit_ = false;
 };
@@ -374,7 +396,7 @@ int run(const ChatOptions& options) {
     throw_error(ErrorCode::kInvalidArgument, "--once: the question is empty");
   const ModelHandle model = open_model(options.file, options.flags.mmap());
   const SessionHandle session = open_session(model, options.flags);
-  Chat chat(model, session);
+  Chat chat(model, session, options.flags.values("stop"));
   if (!chat.conversation().has_template()) {
     if (!options.system.empty())
       throw_error(ErrorCode::kInvalidArgument, "--system: {} has no chat template, so no system message",

@@ -41,6 +41,7 @@ class SessionFlags {
   void add_stop(CLI::App& app);      // --stop, any number of them
   CLI::Option* add(CLI::App& app, const std::string& flags, const char* key, const std::string& help);
   bool has(std::string_view key) const;
+  std::vector<std::string> values(std::string_view key) const;
   void set(const std::string& key, const std::string& value);
   std::vector<const char*> options() const;  // key, value, ..., nullptr; valid while *this is unchanged
   SessionOptions session_options() const;    // for commands that use the C++ classes; ignores sampling

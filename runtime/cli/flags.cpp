@@ -57,6 +57,13 @@ bool SessionFlags::has(std::string_view key) const {
   return std::any_of(values_.begin(), values_.end(), [&](const auto& value) { return value.first == key; });
 }
 
+std::vector<std::string> SessionFlags::values(std::string_view key) const {
+  std::vector<std::string> list;
+  for (const auto& [name, value] : values_)
+    if (name == key) list.push_back(value);
+  return list;
+}
+
 void SessionFlags::set(const std::string& key, const std::string& value) {
   values_.emplace_back(key, value);
 }
@@ -80,6 +87,8 @@ SessionOptions SessionFlags::session_options() const {
 }
 
 Error SessionFlags::in_flags(const Error& error) const {
+  // A file, which other errors begin with, may have a key's name.
+  if (error.code() != ErrorCode::kInvalidArgument && error.code() != ErrorCode::kUnsupported) return error;
   const std::string_view message = error.what();
   for (const auto& [key, flag] : names_)
     for (const std::string& begin : {fmt::format("option '{}': ", key), fmt::format("{}: ", key)})
@@ -87,7 +96,5 @@ Error SessionFlags::in_flags(const Error& error) const {
         return Error(error.code(), fmt::format("{}: {}", flag, message.substr(begin.size())));
   return error;
 }
-  // A file, which other errors begin with, may have a key's name.
-  if (error.code() != ErrorCode::kInvalidArgument && error.code() != ErrorCode::kUnsupported) return error;
 
 }  // namespace pith::cli

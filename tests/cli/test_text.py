@@ -47,9 +47,9 @@ class Run(CliTest):
         stop = next(whole[i:i + 4] for i in range(20, len(whole)) if "\0" not in whole[i:i + 4])
         self.assertEqual(self.ok(pith(*chat, "--stop=" + stop)).text, whole[:whole.index(stop)] + "\n")
         self.fails(pith(*words, "--stop", "x" * 300), 2, "--stop: a text of 300 bytes")
+        self.fails(pith(*words, "--stop", b"a\xff".decode(errors="surrogateescape")), 2, "--stop: byte 1", "not UTF-8")
 
     def test_an_empty_prompt_is_refused(self):
-        self.fails(pith(*words, "--stop", b"a\xff".decode(errors="surrogateescape")), 2, "--stop: byte 1", "not UTF-8")
         self.fails(pith("run", self.models.full, "-p", ""), 2, "empty")
         self.fails(pith("run", self.models.full), 2, "empty")
         self.fails(pith("run", self.models.full, "-f", "/dev/null"), 2, "empty")
@@ -115,6 +115,13 @@ class ScriptedChat(CliTest):
         self.assertEqual(result.out, b"")
         for word in ("seed 9", "context", "top_p", "/retry"):
             self.assertIn(word, result.message)
+
+    def test_stop_texts_are_listed_and_forgotten(self):
+        result = self.ok(self.chat("/help\n/set\n/set stop you there\n/set stop\n/set stop=\n/set\n", "--stop", "a\nb"))
+        for line in ("/set stop TEXT .*/set stop= ", 'stop +"a\\\\x0ab"', r'\[stop = "a\\x0ab", "you there"\]',
+                     r'stop +"a\\x0ab", "you there"', r"\[stop = none\]", "stop +none"):
+            self.assertRegex(result.message, line)
+        self.assertRegex(result.message, r"(?s)/set \[KEY VALUE\].* max_tokens stop\n")
 
     def test_a_saved_conversation_goes_on(self):
         path = self.folder / "talk.json"
@@ -319,13 +326,6 @@ class Terminal(CliTest):
         self.type("\x03")
         self.assertEqual(self.exit_code(), 0)
 
-
-class ReferenceModel(CliTest):
-    """A real trained model, against figures from an independent float64 implementation."""
-
-    def converted(self, bits):
-        source = self.skip_unless(SHARED / "models" / "stories260k")
-        path = self.folder / f"{bits}.pith"
     def wait_until(self, is_so):
         end = time.time() + 60
         while not is_so():
@@ -351,6 +351,13 @@ class ReferenceModel(CliTest):
         self.type("/stats\n")
         self.assertNotIn("Ctrl-C", self.expect(r"0 turns\r?\n"))
 
+
+class ReferenceModel(CliTest):
+    """A real trained model, against figures from an independent float64 implementation."""
+
+    def converted(self, bits):
+        source = self.skip_unless(SHARED / "models" / "stories260k")
+        path = self.folder / f"{bits}.pith"
         self.ok(pith("convert", source, "-o", path, "--bits", bits, *self.models.calibration))
         return path
 
