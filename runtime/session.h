@@ -69,7 +69,7 @@ class Session {
   uint32_t sync(std::span<const int32_t> ids);
   void append(int32_t id) { append(std::span<const int32_t>(&id, 1)); }
   void append(std::span<const int32_t> ids);
-  void append_uninterrupted(int32_t id);  // interrupts wait for the next call
+  void append_uninterrupted(int32_t id);  // an interrupt stays for the next sync/append, until begin_call()
   // Keeps only the first n_tokens; logits() are invalid until the next sync/append.
   void rewind(uint32_t n_tokens);
 
