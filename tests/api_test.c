@@ -409,6 +409,7 @@ static void stopped_by_text(const pith_model* model) {
       }
   }
   stop[length] = 0;
+  CHECK(pith_set(session, "stop", "\xc3(") == PITH_E_INVALID); /* not UTF-8 */
   OK(pith_set(session, "stop", "a text that is not there"));
   OK(pith_set(session, "stop", stop));
   OK(pith_sync(session, ids, n));
