@@ -7,7 +7,7 @@
 #   make format   clang-format everything                make check    whether everything is formatted
 #   make aarch64  the NEON kernels under qemu, where a cross compiler is
 #   make ablation what each lever of the quantizer is worth
-#   make bench    the README's table of CPU speed (random weights of two shapes, 3 GB on disk)
+#   make bench    a table of CPU speed (random weights of two shapes, 3 GB on disk)
 #   make families what is equal to the reference, family by family
 
 BUILD  ?= build

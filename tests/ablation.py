@@ -36,7 +36,7 @@ GROUPS = BUDGET + ",group=auto"
 # of the same 4-bit groups.
 OUTLIERS = 2.975
 TOKENS = ["--calib", "builtin", "--calib-tokens", 16384]
-# Name, what the table calls it, options of pith convert. The titles and their order are the README's; rows after those are not in it.
+# Name, what the table calls it, options of pith convert. The titles and their order are those of convert/README.md; rows after those are not in it.
 ROWS = [(name, title, ["--bits", bits, "--preset", preset, "--ablate", levers, *TOKENS]) for name, title, bits, preset, levers in [
     ("uniform", "uniform 2-bit, min-max, groups of 16", 2.85, "paper", "outliers=none,fine=off"),
     ("random", "+ random 4-bit groups", 2.85, "paper", "outliers=none,sensitivity=random"),
