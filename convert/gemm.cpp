@@ -20,7 +20,7 @@ constexpr uint32_t kCols = 192 / sizeof(T);  // three of the widest registers
 constexpr uint32_t kDepth = 256;  // of a pass: its 48 columns (48 KB) stay in L2, 8 rows of it in L1
 
 constexpr uint32_t kTokens = 5 * kCols<float>;  // of a task of multiply_transposed
-constexpr uint32_t kStripe = 16 * kRows;        // rows that a packed panel of columns serves
+constexpr uint32_t kStripe = 16 * kRows;        // rows of w whose sums it keeps at a time
 
 // What is multiplied: row i's element k at rows[i * row_stride + k * step].
 template <typename T>
@@ -66,12 +66,8 @@ PITH_PER_ISA(void tile(const TileRows<double>& a, const double* cols, uint32_t n
              { tile_of<double, kWidth>(a, cols, n, c); })
 
 // sums [kRows, kCols] += c
-PITH_INLINE void widen_and_add(const float* c, double* sums) {
-  for (uint32_t i = 0; i < kRows * kCols<float>; ++i) sums[i] += double{c[i]};
-}
 PITH_PER_ISA(void add_tile(const float* c, double* sums), {
-  static_assert(kWidth > 0);
-  widen_and_add(c, sums);
+  for (uint32_t i = 0; i < kRows * kCols<float>; ++i) sums[i] += double{c[i]};
 })
 
 // n_rows (up to kRows) rows of depth elements, as a tile wants them: where they lie, or padded with zeros in `spare`.
@@ -148,7 +144,7 @@ void mean_products(const float* x, const float* minus, const float* y, uint32_t 
       for (uint32_t t = 0; t < depth; ++t)
         for (uint32_t i = 0; i < n_rows; i += kRows) {
           const size_t at = size_t{begin + t} * k + row + i;
-          float* const to = &left[(size_t{i} * kDepth) + t * kRows];  // [n_groups, kDepth, kRows]
+          float* const to = &left[size_t{i} * kDepth + t * kRows];  // [n_groups, kDepth, kRows]
           const auto copy = [&](uint32_t n_here) {
             for (uint32_t r = 0; r < n_here; ++r) to[r] = minus ? x[at + r] - minus[at + r] : x[at + r];
           };

@@ -8,10 +8,10 @@
 #include <cstdint>
 
 #define PITH_INLINE inline __attribute__((always_inline))
-#define PITH_ISA_VERSION(width, signature, ...) \
-  signature {                                   \
-    constexpr uint32_t kWidth = width;          \
-    __VA_ARGS__                                 \
+#define PITH_ISA_VERSION(width, signature, ...)         \
+  signature {                                           \
+    [[maybe_unused]] constexpr uint32_t kWidth = width; \
+    __VA_ARGS__                                         \
   }
 #if defined(__x86_64__) && !defined(__clang__)  // clang refuses wide vectors as arguments of the templates
 #define PITH_PER_ISA(...)                                                                                  \
