@@ -166,9 +166,18 @@ q24::View Tensor::q24_view() const {
 
 Container Container::open(const std::string& path, Access access, Io& io) {
   if (access == Access::kRead) check_header_of(path, io);
-  MappedFile file = access == Access::kMap ? MappedFile::map(path, io) : MappedFile::read(path, io);
+  MappedFile file = access == Access::kRead ? MappedFile::read(path, io) : MappedFile::map(path, io);
   const std::span<const uint8_t> bytes = file.bytes();
-  return Container(std::move(file), bytes, path);
+  Container container(std::move(file), bytes, path);
+  container.can_move_ = access == Access::kMap;
+  return container;
+}
+
+void Container::move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const {
+  if (!can_move_) return;
+  const auto cut = [&](uint32_t i) { return tensor.size_bytes / n_parts * i; };
+  const uint64_t end = part + 1 == n_parts ? tensor.size_bytes : cut(part + 1);
+  file_.move_to_huge_pages(tensor.data + cut(part), end - cut(part));
 }
 
 Container Container::from_bytes(std::span<const uint8_t> bytes, const std::string& name) {

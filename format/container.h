@@ -42,7 +42,11 @@ struct Tensor {
 
 class Container {
  public:
-  enum class Access { kMap, kRead /* --no-mmap: into memory */ };
+  enum class Access {
+    kMap,        // mapped; may move into the process's own huge pages
+    kMapShared,  // --no-huge-pages: stays in the file cache's
+    kRead        // --no-mmap: read into memory
+  };
   static Container open(const std::string& path, Access access = Access::kMap, Io& io = Io::system());
   // From bytes in memory (tests, fuzzing), 128-byte aligned. `name` appears in messages. The bytes must
   // outlive the Container.
@@ -57,6 +61,9 @@ class Container {
 
   // Asks the system to fetch a tensor's pages while something else is computed (see MappedFile::read_ahead).
   void read_ahead(const Tensor& tensor) const { file_.read_ahead(tensor.data, tensor.size_bytes); }
+  // Whether move_to_huge_pages() does anything; it moves one of n_parts parts of a tensor (see MappedFile). Any thread.
+  bool can_move() const { return can_move_; }
+  void move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const;
 
   // Recomputes the tensor's checksum and checks its content. Throws kFormat naming the tensor.
   void verify_tensor(const Tensor& tensor) const;
@@ -71,6 +78,7 @@ class Container {
   void copy_permutations();  // and where each tensor's data is
 
   MappedFile file_;
+  bool can_move_ = false;
   std::string path_;
   std::span<const uint8_t> bytes_;
   Metadata metadata_;

@@ -70,6 +70,14 @@ void* Io::map(int fd, size_t size) {
 int Io::unmap(void* data, size_t size) {
   return ::munmap(data, size);
 }
+void* Io::map_memory(size_t size) {
+  void* const data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return data == MAP_FAILED ? nullptr : data;
+}
+int Io::move_pages(void* from, void* to, size_t size) {
+  if (::mprotect(from, size, PROT_READ) != 0) return -1;
+  return ::mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED ? -1 : 0;
+}
 
 void throw_io(const std::string& path, const char* what, int error) {
   throw_error(ErrorCode::kIo, "{}: cannot {}: {}", path, what, std::generic_category().message(error));

@@ -85,16 +85,18 @@ int pith_model_open(const char* path, const char* const* options, pith_model** o
   return guarded([&] {
     need(path, "path");
     need(out, "out");
-    Container::Access access = Container::Access::kMap;
+    bool mmap = true, huge_pages = true;
     for_each_option(options, [&](std::string_view key, std::string_view value) {
-      if (key != "mmap")
-        throw_error(ErrorCode::kInvalidArgument, "unknown option '{}', expected 'mmap'", key);
+      if (key != "mmap" && key != "huge_pages")
+        throw_error(ErrorCode::kInvalidArgument, "unknown option '{}', expected mmap, huge_pages", key);
       if (value != "on" && value != "off")
-        throw_error(ErrorCode::kInvalidArgument, "option 'mmap': '{}' is not one of on, off", value);
-      access = value == "on" ? Container::Access::kMap : Container::Access::kRead;
+        throw_error(ErrorCode::kInvalidArgument, "option '{}': '{}' is not one of on, off", key, value);
+      (key == "mmap" ? mmap : huge_pages) = value == "on";
     });
-    auto handle = std::make_unique<pith_model>(
-        pith_model{Model::open(path, access), access == Container::Access::kRead});
+    using Access = Container::Access;
+    const Access access = !mmap ? Access::kRead : huge_pages ? Access::kMap : Access::kMapShared;
+    auto handle =
+        std::make_unique<pith_model>(pith_model{Model::open(path, access), access == Access::kRead});
     *out = handle.release();
     return PITH_OK;
   });

@@ -74,6 +74,16 @@ uint64_t available_memory(const std::string& root) {
   return available;
 }
 
+bool has_huge_pages(const std::string& root) {
+  const std::string folder = root + "/sys/kernel/mm/transparent_hugepage/";
+  std::ifstream file(folder + "enabled");
+  std::string modes;  // "always [madvise] never", the chosen one in brackets
+  std::getline(file, modes);
+  const bool chosen =
+      modes.find("[always]") != std::string::npos || modes.find("[madvise]") != std::string::npos;
+  return chosen && number_in(folder + "hpage_pmd_size") == 2 << 20;
+}
+
 uint32_t cpu_quota(const std::string& root) {
   uint32_t n_cpus = UINT32_MAX;
   for_each_group(root, "cpu", [&](const std::string& group, bool is_version_2) {

@@ -11,6 +11,9 @@ namespace pith {
 // own group and those above it; what files in memory take of it counts as free). UINT64_MAX where the system says nothing.
 uint64_t available_memory(const std::string& root = "");
 
+// Whether huge pages of 2 MB can be had by asking for them (madvise).
+bool has_huge_pages(const std::string& root = "");
+
 // How many processors the quota of the process's group, or of one above it, keeps busy all of the time, rounded up. UINT32_MAX where
 // there is none.
 uint32_t cpu_quota(const std::string& root = "");

@@ -125,6 +125,8 @@ static void wrong_arguments(const pith_model* model, pith_session* session) {
   CHECK(pith_model_open("/nonexistent/file.pith", NULL, &no_model) == PITH_E_IO && no_model == NULL);
   CHECK(strstr(pith_errmsg(), "/nonexistent/file.pith") != NULL);
   CHECK(pith_model_open("x", (const char* const[]){"speed", "9", NULL}, &no_model) == PITH_E_INVALID);
+  CHECK(pith_model_open("x", (const char* const[]){"huge_pages", "yes", NULL}, &no_model) == PITH_E_INVALID);
+  CHECK(strstr(pith_errmsg(), "option 'huge_pages': 'yes' is not one of on, off") != NULL);
   CHECK(pith_model_open("x", (const char* const[]){"mmap", NULL}, &no_model) == PITH_E_INVALID);
   CHECK(pith_session_open(NULL, NULL, &no_session) == PITH_E_INVALID);
   CHECK(pith_session_open(model, (const char* const[]){"cxt\nx", "9", NULL}, &no_session) == PITH_E_INVALID);

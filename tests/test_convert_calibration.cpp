@@ -79,6 +79,23 @@ TEST_CASE("processors are those that the quota of a container keeps busy") {
   CHECK(cpu_quota(root) == 2);
 }
 
+TEST_CASE("huge pages are those of 2 MB, where the system gives them to whoever asks") {
+  const System system;
+  const std::string root = system.path(), folder = "/sys/kernel/mm/transparent_hugepage/";
+  CHECK_FALSE(has_huge_pages(root));
+  system.put(folder + "enabled", "always [madvise] never\n");
+  CHECK_FALSE(has_huge_pages(root));
+  system.put(folder + "hpage_pmd_size", "2097152\n");
+  CHECK(has_huge_pages(root));
+  system.put(folder + "enabled", "[always] madvise never\n");
+  CHECK(has_huge_pages(root));
+  system.put(folder + "hpage_pmd_size", "33554432\n");  // pages of 16 KB
+  CHECK_FALSE(has_huge_pages(root));
+  system.put(folder + "hpage_pmd_size", "2097152\n");
+  system.put(folder + "enabled", "always madvise [never]\n");
+  CHECK_FALSE(has_huge_pages(root));
+}
+
 TEST_CASE("memory is what the system has, and what a container may take of it") {
   const System folder;
   const auto put = [&](const std::string& path, const std::string& text) { folder.put(path, text); };

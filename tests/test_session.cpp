@@ -8,12 +8,15 @@
 #include <thread>
 
 #include "count_allocations.h"
+#include "file_backed.h"
 #include "naive_forward.h"
 #include "random_model.h"
 #include "runtime/capi.h"
 #include "runtime/cpu/kernels.h"
+#include "runtime/process_limits.h"
 #include "runtime/session.h"
 #include "sample_specs.h"
+#include "skip.h"
 
 using namespace pith;
 using namespace pith::test;
@@ -236,12 +239,57 @@ TEST_CASE("making a timeline allocates nothing") {
   options.n_threads = 1;
   pith_session session(fixture.model, options, SamplerOptions{});
   const auto ids = random_ids(40, 131), others = random_ids(30, 131, 4);
-  CHECK(pith_sync(&session, ids.data(), 1) == PITH_OK);  // the first call asks for the layers' pages, by name
   allocations = {};
   CHECK(pith_sync(&session, ids.data(), ids.size()) == PITH_OK);
   CHECK(pith_sync(&session, others.data(), others.size()) == PITH_OK);
   CHECK(pith_sync(&session, others.data(), 20) == PITH_OK);
   CHECK(allocations.total_bytes == 0);
+}
+
+TEST_CASE("weights that every token reads move into huge pages, a few a token, and change no bit") {
+  if (!has_huge_pages()) return skip("no huge pages of 2 MB");
+  ModelSpec spec = plain_spec();
+  spec.dim = 192, spec.ffn_dim = 3000, spec.vocab_size = 3000;
+  const Fixture f(spec, {});
+  const Container& file = f.model->container();
+  const uint8_t* const end = file.tensors()[0].data - file.tensors()[0].offset + file.file_size();
+  // Whether the huge pages that begin in a tensor were moved, each of them.
+  const auto pages_of = [&](const Tensor& tensor) {
+    std::vector<bool> moved;
+    constexpr size_t kHuge = MappedFile::kHugePage;
+    const uint8_t* page = tensor.data + (kHuge - reinterpret_cast<uintptr_t>(tensor.data) % kHuge) % kHuge;
+    for (; page < tensor.data + tensor.size_bytes && page + kHuge <= end; page += kHuge)
+      moved.push_back(!is_file_backed(page));
+    return moved;
+  };
+  const auto count = [&](bool streamed) {
+    std::pair<size_t, size_t> n{0, 0};  // moved, all
+    for (const Tensor& tensor : file.tensors()) {
+      if ((tensor.n_rows > 1 && tensor.name != "embed") != streamed) continue;
+      for (const bool moved : pages_of(tensor)) n.first += moved, ++n.second;
+    }
+    return n;
+  };
+  SessionOptions options;
+  options.n_threads = 2;
+  options.small_step = 0;
+  const std::vector<int32_t> ids = random_ids(12, spec.vocab_size);
+  Session session(f.model, options);
+  session.append(ids[0]);
+  CHECK(count(true).first == 0);  // not while a first answer is waited for
+  session.append(ids[1]);
+  const auto [n_moved, n_pages] = count(true);
+  REQUIRE(n_pages >= 6);
+  CHECK((n_moved > 0 && n_moved < n_pages));
+  for (size_t i = 2; i < ids.size(); ++i) session.append(ids[i]);
+  CHECK(count(true).first == n_pages);
+  CHECK(count(false).first == 0);
+
+  const auto shared = Model::open(file.path(), Container::Access::kMapShared);
+  Session other(shared, options);
+  for (const int32_t id : ids) other.append(id);
+  CHECK(same_bits(other.logits(), session.logits()));
+  for (const Tensor& tensor : shared->container().tensors()) CHECK(is_file_backed(tensor.data));
 }
 
 TEST_CASE("an interrupt stops one call and leaves a timeline that goes on") {

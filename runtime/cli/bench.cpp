@@ -1,5 +1,5 @@
 // pith bench: prompt and generation speed of models here, each beside its floor: the memory bandwidth and the int8 peak
-// that the same threads reach. Floors are measured between the runs and a share is taken run by run, because a shared
+// that the same threads reach. A first run is not counted. Floors are measured between the runs and a share is taken run by run, because a shared
 // machine's bandwidth and clock change by the second.
 #include <algorithm>
 #include <chrono>
@@ -105,19 +105,29 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
   const double n_bytes = static_cast<double>(weight_bytes_per_token(*model)),
                n_macs = macs_of_prompt(*model, f.n_prompt);
   std::vector<double> prompt, generation, bandwidth, bandwidth_share, mac_peak, mac_share;
-  Progress progress("runs");
-  for (uint32_t i = 0; i < command.n_repeats; ++i) {
-    progress.update("bench", i, command.n_repeats);
+  const auto prompt_seconds = [&] {
     session.rewind(0);
-    if (f.n_prompt > 0) prompt.push_back(seconds([&] { session.sync(std::span(ids).first(f.n_prompt)); }));
+    return f.n_prompt == 0 ? 0 : seconds([&] { session.sync(std::span(ids).first(f.n_prompt)); });
+  };
+  const auto generation_seconds = [&] {
+    return seconds([&] {
+      for (uint32_t t = 0; t < f.n_tokens; ++t) session.append(ids[f.n_prompt + t]);
+    });
+  };
+  Progress progress("runs");
+  progress.update("bench", 0, command.n_repeats + 1);
+  prompt_seconds();  // the first run reads the file, moves its pages and chooses threads: it does not count
+  generation_seconds();
+  for (uint32_t i = 0; i < command.n_repeats; ++i) {
+    progress.update("bench", i + 1, command.n_repeats + 1);
+    const double prompt_time = prompt_seconds();
+    if (f.n_prompt > 0) prompt.push_back(prompt_time);
     if (f.n_prompt > 0 && on_cpu) {
       mac_peak.push_back(cpu::measure_mac_peak(resolved.n_threads, resolved.kernels));
       mac_share.push_back(n_macs / prompt.back() / mac_peak.back());
     }
     if (f.n_tokens == 0) continue;
-    generation.push_back(seconds([&] {
-      for (uint32_t t = 0; t < f.n_tokens; ++t) session.append(ids[f.n_prompt + t]);
-    }));
+    generation.push_back(generation_seconds());
     if (on_cpu) {
       bandwidth.push_back(cpu::measure_read_bandwidth(resolved.n_threads, resolved.kernels));
       bandwidth_share.push_back(n_bytes * f.n_tokens / generation.back() / bandwidth.back());
@@ -259,7 +269,9 @@ void add_bench(CLI::App& root, Action& action) {
       ->type_name("N");
   app->add_option("-n,--tokens", command->n_tokens, "Tokens generated one by one (64), 0 = none")
       ->type_name("N");
-  app->add_option("--repeat", command->n_repeats, "Runs, of which the median counts (3)")->type_name("N");
+  app->add_option("--repeat", command->n_repeats,
+                  "Runs, of which the median counts, after one that does not (3)")
+      ->type_name("N");
   app->add_flag("--json", command->json, "Print JSON: an object, for several files an array");
   app->add_flag("--markdown", command->markdown, "Print a table: each file on one thread and on every core");
   command->flags.add_session(*app);

@@ -394,7 +394,7 @@ void from_pipe(Chat& chat) {
 int run(const ChatOptions& options) {
   if (options.has_once && trimmed(options.once).empty())
     throw_error(ErrorCode::kInvalidArgument, "--once: the question is empty");
-  const ModelHandle model = open_model(options.file, options.flags.mmap());
+  const ModelHandle model = open_model(options.file, options.flags.access());
   const SessionHandle session = open_session(model, options.flags);
   Chat chat(model, session, options.flags.values("stop"));
   if (!chat.conversation().has_template()) {

@@ -36,7 +36,7 @@ void add_verify(CLI::App& root, Action& action);
 // Options that become pith_session_open's key/value strings; the library checks the values.
 class SessionFlags {
  public:
-  void add_session(CLI::App& app);   // --ctx, --threads, --kv, --device, --kernels, --no-mmap
+  void add_session(CLI::App& app);  // --ctx, --threads, --kv, --device, --kernels, --no-mmap, --no-huge-pages
   void add_sampling(CLI::App& app);  // --temp ... --seed
   void add_stop(CLI::App& app);      // --stop, any number of them
   CLI::Option* add(CLI::App& app, const std::string& flags, const char* key, const std::string& help);
@@ -56,13 +56,12 @@ class SessionFlags {
       throw in_flags(error);
     }
   }
-  bool mmap() const { return mmap_; }  // false: the file is read into memory
-  Container::Access access() const { return mmap_ ? Container::Access::kMap : Container::Access::kRead; }
+  Container::Access access() const { return access_; }
 
  private:
   std::vector<std::pair<std::string, std::string>> values_;
   std::vector<std::pair<std::string, std::string>> names_;  // key, "--flag"
-  bool mmap_ = true;
+  Container::Access access_ = Container::Access::kMap;
 };
 
 }  // namespace pith::cli

@@ -27,9 +27,14 @@ void SessionFlags::add_session(CLI::App& app) {
   add(app, "--kernels", "kernels",
       "auto, scalar, avx2, avxvnni, avx512-plain, avx512, amx, neon; on cuda registers, async, bulk")
       ->type_name("NAME");
-  app.add_flag_function(
-      "--no-mmap", [this](std::int64_t) { mmap_ = false; },
-      "Read the file into memory (huge pages) instead of mapping it");
+  const auto access = [&](const char* flag, Container::Access value, const char* help) {
+    return app.add_flag_function(
+        flag, [this, value](std::int64_t) { access_ = value; }, help);
+  };
+  access("--no-huge-pages", Container::Access::kMapShared,
+         "Leave a mapped file's pages to the system, shared with other programs")
+      ->excludes(
+          access("--no-mmap", Container::Access::kRead, "Read the file into memory instead of mapping it"));
 }
 
 void SessionFlags::add_sampling(CLI::App& app) {

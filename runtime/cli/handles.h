@@ -23,9 +23,10 @@ struct CloseSession {
 using ModelHandle = std::unique_ptr<pith_model, CloseModel>;
 using SessionHandle = std::unique_ptr<pith_session, CloseSession>;
 
-inline ModelHandle open_model(const std::string& path, bool mmap = true) {
+inline ModelHandle open_model(const std::string& path, Container::Access access = Container::Access::kMap) {
   pith_model* model = nullptr;
-  const char* const options[] = {"mmap", mmap ? "on" : "off", nullptr};
+  const char* const options[] = {"mmap", access == Container::Access::kRead ? "off" : "on",  //
+                                 "huge_pages", access == Container::Access::kMap ? "on" : "off", nullptr};
   check(pith_model_open(path.c_str(), options, &model));
   return ModelHandle(model);
 }

@@ -29,7 +29,7 @@ std::string take_prompt(const RunOptions& options) {
 int run(const RunOptions& options) {
   const std::string prompt = take_prompt(options);
   if (prompt.empty()) throw_error(ErrorCode::kInvalidArgument, "the prompt is empty");
-  const ModelHandle model = open_model(options.file, options.flags.mmap());
+  const ModelHandle model = open_model(options.file, options.flags.access());
   const SessionHandle session = open_session(model, options.flags);
   ReplyWriter writer;
   pith_reply reply{};

@@ -33,6 +33,7 @@ CpuBackend::CpuBackend(std::shared_ptr<const Model> model, const SessionOptions&
       kernels_(select_kernels(options.kernels)),
       arena_(std::move(arena)),
       weights_(*model_, range.end, arena_),
+      pages_(*model_, range.end),
       cache_(spec_, options.kv, options.n_ctx, range.end, arena_),
       scratch_(spec_, weights_, options.n_ctx, options.prefill_chunk, options.n_threads, arena_),
       work_of_token_(work_of_token(weights_, spec_)),
@@ -141,6 +142,7 @@ void CpuBackend::begin_batch(uint32_t n_tokens) {
   is_small_ = work_of_token_ * n_lanes < small_step_ * (5.0 * n_layers() + 1);
   pool_.use(is_small_ ? 1 : (n_tokens == 1 ? token_threads_ : prompt_threads_).n_threads());
   if (is_small_) return;
+  pages_.move_some(n_tokens, pool_);
   pool_.take_stalled_ns();
   begin_ = std::chrono::steady_clock::now();
 }
@@ -167,17 +169,8 @@ void CpuBackend::embed(std::span<const int32_t> ids, uint32_t position) {
   });
 }
 
-// From a cold file the first batch finds the pages of each layer on their way while it computes the one before: page
-// faults alone read 128 KB at a time and wait for each. Experts are left out: most are not needed.
-void CpuBackend::read_ahead(uint32_t n_wanted) {
-  for (; n_layers_asked_ < std::min(n_wanted, n_layers()); ++n_layers_asked_)
-    for (const char* part : {"attn_qkv", "attn_out", "ffn_gate_up", "ffn_down"})
-      if (const Tensor* const t = model_->container().find(layer_tensor(n_layers_asked_, part)))
-        model_->container().read_ahead(*t);
-}
-
 void CpuBackend::attn_in(uint32_t layer) {
-  read_ahead(layer + 2);
+  pages_.read_ahead(layer + 1);
   const LayerWeights& w = weights_.layers[layer];
   pool_.run([&](uint32_t thread) {
     const Input in = prepare(thread, w.qkv, scratch_.x, spec_.dim, n_, w.attn_norm);

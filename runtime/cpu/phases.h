@@ -10,6 +10,7 @@
 #include "runtime/backend.h"
 #include "runtime/cpu/kv_cache.h"
 #include "runtime/cpu/scratch.h"
+#include "runtime/cpu/weight_pages.h"
 #include "runtime/thread_choice.h"
 #include "runtime/thread_pool.h"
 
@@ -49,7 +50,6 @@ class CpuBackend final : public Backend {
   }  // the model's first ones
   void begin_batch(uint32_t n_tokens);
   void end_batch();
-  void read_ahead(uint32_t n_wanted);
   Input prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                 const float* norm);
   template <typename Store>
@@ -77,6 +77,7 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   Arena arena_;
   Weights weights_;
+  WeightPages pages_;
   KvCache cache_;
   Scratch scratch_;
   const double work_of_token_, small_step_;
@@ -86,7 +87,6 @@ class CpuBackend final : public Backend {
   uint32_t n_ = 0, position_ = 0;
   bool is_small_ = false;  // runs on one thread
   std::chrono::steady_clock::time_point begin_;
-  uint32_t n_layers_asked_ = 0;  // of read_ahead()
 };
 
 // Calls store(first_row, n_rows, y) for the panels that fall to this thread; y is [32, n_lanes].

@@ -47,7 +47,8 @@ class ReadAhead {
   }
 
  private:
-  static constexpr size_t kAhead = 16384;  // 8 to 32 KB do alike
+  static constexpr size_t kAhead =
+      3072;  // on Zen 2 to 32 KB do alike; on Granite Rapids 2 to 4, 16 are 7 % slower
   [[gnu::always_inline]] static void fetch_half_line(const uint8_t* half) {
     _mm_prefetch(reinterpret_cast<const char*>(half), _MM_HINT_T1);
   }

@@ -1,0 +1,59 @@
+// When which tensor is asked for or moved.
+#include "runtime/cpu/weight_pages.h"
+
+#include <algorithm>
+
+#include "runtime/process_limits.h"
+
+namespace pith::cpu {
+
+WeightPages::WeightPages(const Model& model, uint32_t n_layers) : container_(model.container()) {
+  const auto add = [&](const std::string& name, uint32_t layer) {
+    const Tensor* const tensor = container_.find(name);
+    if (tensor == nullptr) return;
+    tensors_.push_back({tensor, layer});
+    n_bytes_ += tensor->size_bytes;
+  };
+  for (uint32_t layer = 0; layer < n_layers; ++layer)
+    for (const char* part : {"attn_qkv", "attn_out", "ffn_gate_up", "ffn_down"})
+      add(layer_tensor(layer, part), layer);
+  const ModelSpec& spec = model.spec();
+  if (n_layers == spec.n_layers) add(spec.tied_embeddings ? "embed" : "head", n_layers);
+  n_bytes_left_ = n_bytes_;
+  const bool moves = container_.can_move() && n_bytes_ >= MappedFile::kHugePage && has_huge_pages();
+  n_moved_ = moves ? 0 : tensors_.size();
+}
+
+void WeightPages::read_ahead(uint32_t layer) {
+  for (; n_asked_ < tensors_.size() && tensors_[n_asked_].layer <= layer; ++n_asked_)
+    container_.read_ahead(*tensors_[n_asked_].tensor);
+}
+
+bool WeightPages::memory_is_plenty() const {
+  const uint64_t available = available_memory();
+  return available >= n_bytes_ && available - n_bytes_ >= n_bytes_left_;
+}
+
+void WeightPages::move_some(uint32_t n_tokens, ThreadPool& pool) {
+  if (n_moved_ == tensors_.size()) return;
+  if (is_first_batch_) {
+    is_first_batch_ = false;
+    return;
+  }
+  if (!memory_is_plenty()) {
+    n_moved_ = tensors_.size();
+    return;
+  }
+  const uint64_t n_wanted = n_bytes_ / 16 * std::max(n_tokens / 8, 1u);  // many tokens are cheaper
+  const size_t begin = n_moved_;
+  for (uint64_t n = 0; n < n_wanted && n_moved_ < tensors_.size(); ++n_moved_) {
+    n += tensors_[n_moved_].tensor->size_bytes;
+    n_bytes_left_ -= tensors_[n_moved_].tensor->size_bytes;
+  }
+  pool.run([&](uint32_t thread) {
+    for (size_t i = begin; i < n_moved_; ++i)
+      container_.move_to_huge_pages(*tensors_[i].tensor, thread, pool.n_threads());
+  });
+}
+
+}  // namespace pith::cpu

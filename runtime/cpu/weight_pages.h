@@ -1,0 +1,43 @@
+// The pages of a mapped file's weights: asked for ahead of the first batch, then moved into huge pages (MappedFile).
+//
+// Moving costs what copying costs, so it is spread: each batch after the first moves a part, about a quarter of its own
+// time, and after some sixteen tokens every token reads huge pages. Twice the weights must be free memory: what is moved
+// belongs to this process alone, and as much stays for others. One thread at a time, as a backend.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "runtime/model.h"
+#include "runtime/thread_pool.h"
+
+namespace pith::cpu {
+
+class WeightPages {
+ public:
+  // Of the model's first n_layers, and of the head after all of them. Not of experts: most are not needed.
+  WeightPages(const Model& model, uint32_t n_layers);
+
+  // From a cold file the first batch finds the pages of a layer on their way while it computes those before: page faults
+  // alone read 128 KB at a time and wait for each.
+  void read_ahead(uint32_t layer);
+  // Before each batch. Every thread moves a part of each tensor, about that which it will multiply with: on a machine of
+  // several memories the pages come to lie near it.
+  void move_some(uint32_t n_tokens, ThreadPool& pool);
+
+ private:
+  struct Streamed {
+    const Tensor* tensor;
+    uint32_t layer;  // the head's: n_layers
+  };
+  bool memory_is_plenty() const;
+
+  const Container& container_;
+  std::vector<Streamed> tensors_;  // in the order in which a token reads them
+  uint64_t n_bytes_ = 0;           // of all
+  uint64_t n_bytes_left_;          // to be moved
+  size_t n_asked_ = 0, n_moved_;   // of tensors_
+  bool is_first_batch_ = true;
+};
+
+}  // namespace pith::cpu
