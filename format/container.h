@@ -63,6 +63,8 @@ class Container {
   void read_ahead(const Tensor& tensor) const { file_.read_ahead(tensor.data, tensor.size_bytes); }
   // Whether move_to_huge_pages() does anything; it moves one of n_parts parts of a tensor (see MappedFile). Any thread.
   bool can_move() const { return can_move_; }
+  // Of the file's bytes those that are this process's own memory: all of a kRead file, of a mapping what was moved.
+  uint64_t own_bytes() const { return file_.own_bytes(); }
   void move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const;
 
   // Recomputes the tensor's checksum and checks its content. Throws kFormat naming the tensor.

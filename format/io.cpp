@@ -76,6 +76,7 @@ void* Io::map_memory(size_t size) {
 }
 int Io::move_pages(void* from, void* to, size_t size) {
   if (::mprotect(from, size, PROT_READ) != 0) return -1;
+  // What may be refused (the number of mappings) is checked before what is at `to` goes.
   return ::mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED ? -1 : 0;
 }
 

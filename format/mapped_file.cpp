@@ -81,6 +81,12 @@ void MappedFile::move_to_huge_pages(const uint8_t* data, size_t size_bytes) cons
   }
 }
 
+uint64_t MappedFile::own_bytes() const {
+  if (!mapped_) return size_;
+  const auto n = std::count(is_moved_.get(), is_moved_.get() + size_ / kHugePage, true);
+  return kHugePage * static_cast<uint64_t>(n);
+}
+
 // False where the system refuses: then nothing has changed.
 bool MappedFile::replace(uint8_t* data, size_t size_bytes) const {
   const size_t taken = size_bytes + kHugePage;  // a whole one more, to begin where one can
@@ -88,6 +94,7 @@ bool MappedFile::replace(uint8_t* data, size_t size_bytes) const {
   if (memory == nullptr) return false;
   uint8_t* const copy = round_up(memory);
   madvise(copy, size_bytes, MADV_HUGEPAGE);  // advice: may fail
+  madvise(copy, size_bytes, MADV_DONTDUMP);  // as a file's pages
   std::memcpy(copy, data, size_bytes);
   const bool moved = io_->move_pages(copy, data, size_bytes) == 0;
   if (!moved) io_->unmap(copy, size_bytes);

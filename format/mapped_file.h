@@ -1,7 +1,7 @@
 // A read-only file in memory: mapped, or read whole where mapping is not wanted. Move-only RAII.
 //
-// The start is 128-byte aligned either way. A mapping shows the file as it is now: whoever truncates a file
-// in use kills the process with SIGBUS, which is what `read` is for.
+// The start is 128-byte aligned either way. A mapping shows the file as it is now, but for what was moved: whoever
+// truncates a file in use kills the process with SIGBUS, which is what `read` is for.
 //
 // A mapping's pages are those of the system's file cache, shared by all processes, and 4 KB each: on a machine that has
 // run for hours they lie scattered, and weights stream from them a quarter slower than from huge pages.
@@ -27,6 +27,7 @@ class MappedFile {
   MappedFile& operator=(MappedFile&& other) noexcept;
 
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
+  uint64_t own_bytes() const;  // in the process's own memory: all of a heap copy, of a mapping what was moved
 
   // Asks the system to read these bytes of a mapping from the disk while the caller does something else. Advice: it
   // cannot fail, and does nothing to a heap copy.

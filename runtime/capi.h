@@ -19,7 +19,6 @@
 
 struct pith_model {
   std::shared_ptr<const pith::Model> model;
-  bool in_memory = false;  // read, not mapped
 };
 
 struct pith_session {
@@ -110,7 +109,7 @@ std::vector<int32_t> render_chat(const Model& model, const pith_message* message
 void log(int level, std::string_view message) noexcept;
 
 // Whether a session's plan fits into what this process may take besides the GPU's memory: "" or a line that says it does not.
-// has_weights: those of the file are in memory already.
-std::string memory_warning(const MemoryPlan& plan, bool has_weights, uint64_t available_bytes);
+// own_bytes: of the file, those that it has taken already (Container::own_bytes).
+std::string memory_warning(const MemoryPlan& plan, uint64_t own_bytes, uint64_t available_bytes);
 
 }  // namespace pith::capi

@@ -95,8 +95,7 @@ int pith_model_open(const char* path, const char* const* options, pith_model** o
     });
     using Access = Container::Access;
     const Access access = !mmap ? Access::kRead : huge_pages ? Access::kMap : Access::kMapShared;
-    auto handle =
-        std::make_unique<pith_model>(pith_model{Model::open(path, access), access == Access::kRead});
+    auto handle = std::make_unique<pith_model>(pith_model{Model::open(path, access)});
     *out = handle.release();
     return PITH_OK;
   });

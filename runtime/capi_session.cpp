@@ -205,8 +205,8 @@ void set_max_tokens(uint32_t& max_tokens, std::string_view value) {
 
 }  // namespace
 
-std::string memory_warning(const MemoryPlan& plan, bool has_weights, uint64_t available_bytes) {
-  const uint64_t taken = has_weights ? plan.weights_bytes - plan.gpu_weights_bytes : 0;
+std::string memory_warning(const MemoryPlan& plan, uint64_t own_bytes, uint64_t available_bytes) {
+  const uint64_t taken = std::min(own_bytes, plan.weights_bytes - plan.gpu_weights_bytes);
   const uint64_t needed = plan.total() - plan.gpu_bytes - taken;
   if (needed <= available_bytes) return "";
   return fmt::format(
@@ -250,7 +250,7 @@ int pith_session_open(const pith_model* model, const char* const* options, pith_
                        resolved.device));
     if (!session->session.note().empty()) log(1, session->session.note());
     const std::string warning =
-        memory_warning(session->session.memory(), model->in_memory, available_memory());
+        memory_warning(session->session.memory(), model->model->container().own_bytes(), available_memory());
     if (!warning.empty()) log(1, warning);
     *out = session.release();
     return PITH_OK;

@@ -87,7 +87,8 @@ PITH_API int pith_log_set(pith_log_fn fn, void* user);
 /* Opens and validates a .pith file. Everything except the tensors' data is checked; see pith_model_verify().
  * Options: "mmap" = "on" (default) | "off" (read into memory: safe against others truncating the file); "huge_pages" =
  * "on" (default: while sessions on a CPU run, a mapped file's weights move into huge pages of this process's own, where
- * twice their size is free memory: faster by up to a quarter) | "off" (they stay in the system's file cache, shared). */
+ * twice their size is free memory: faster by up to a quarter) | "off" (they stay in the system's file cache, shared with
+ * other processes). */
 PITH_API int pith_model_open(const char* path, const char* const* options, pith_model** out);
 
 /* Gives the handle back; NULL is allowed. Open sessions keep the model's memory until they are closed. */
@@ -101,7 +102,8 @@ PITH_API int pith_model_get(const pith_model* model, const char* key, char* buff
                             size_t* n_needed);
 
 /* Reads every tensor and compares its checksum, then replays the golden vectors stored at conversion. PITH_E_FORMAT
- * names the first thing that is wrong. Takes as long as reading the file. */
+ * names the first thing that is wrong. Takes as long as reading the file. Of a model whose weights have moved into huge
+ * pages it reads those. */
 PITH_API int pith_model_verify(const pith_model* model);
 
 enum {
@@ -133,7 +135,7 @@ PITH_API int pith_chat_render(const pith_model* model, const pith_message* messa
 typedef struct {
   size_t size;            /* set by the caller */
   uint32_t n_ctx;         /* as it would be */
-  uint64_t weights_bytes; /* mapped from the file, shared by all sessions and processes */
+  uint64_t weights_bytes; /* mapped from the file, shared by all sessions, and by processes until they move */
   uint64_t kv_bytes;      /* key/value cache, for each session */
   uint64_t scratch_bytes; /* activations and logits, for each session */
   uint64_t total_bytes;
@@ -150,8 +152,8 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 
 /* All memory of the cache and of computing is reserved here (PITH_E_MEMORY), and the system provides it as it is first
  * used. Where the session takes more than is free (pith_plan()), a warning goes to pith_log_set(). pith_sync(),
- * pith_append() and pith_step() allocate nothing, but for a few names of tensors in the first of them. pith_generate()
- * and pith_chat() do for their text only.
+ * pith_append() and pith_step() allocate nothing, but while weights move into huge pages (pith_model_open(); once for
+ * a model, a part with each of some sixteen tokens). pith_generate() and pith_chat() do for their text only.
  * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores, at most a container's CPU
  * quota), "kv" ("f16" | "i8"), "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers"
  * (how many of the model's last layers a GPU runs, the others staying on the CPU: "all", the default with device "cuda" |

@@ -58,11 +58,11 @@ void for_each_group(const std::string& root, const std::string& controller, F&& 
 
 }  // namespace
 
-uint64_t available_memory(const std::string& root) {
+uint64_t available_memory(const std::string& root, bool with_swap) {
   std::ifstream meminfo(root + "/proc/meminfo");
   uint64_t kilobytes = 0;
   for (std::string line; std::getline(meminfo, line);)
-    if (line.starts_with("MemAvailable:") || line.starts_with("SwapFree:"))
+    if (line.starts_with("MemAvailable:") || (with_swap && line.starts_with("SwapFree:")))
       kilobytes += std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10);
   uint64_t available = kilobytes > 0 ? kilobytes * 1024 : UINT64_MAX;
 
@@ -76,12 +76,16 @@ uint64_t available_memory(const std::string& root) {
 
 bool has_huge_pages(const std::string& root) {
   const std::string folder = root + "/sys/kernel/mm/transparent_hugepage/";
-  std::ifstream file(folder + "enabled");
-  std::string modes;  // "always [madvise] never", the chosen one in brackets
-  std::getline(file, modes);
-  const bool chosen =
-      modes.find("[always]") != std::string::npos || modes.find("[madvise]") != std::string::npos;
-  return chosen && number_in(folder + "hpage_pmd_size") == 2 << 20;
+  // "always [madvise] never": the choice in brackets, since Linux 6.8 one for each size, which may be to inherit.
+  const auto has = [&](const char* file, const char* choice) {
+    std::string line;
+    std::ifstream stream(folder + file);
+    return std::getline(stream, line) && line.find(choice) != std::string::npos;
+  };
+  const auto is_on = [&](const char* file) { return has(file, "[always]") || has(file, "[madvise]"); };
+  const char* const of_size = "hugepages-2048kB/enabled";
+  const bool inherits = !has(of_size, "[") || has(of_size, "[inherit]");
+  return is_on(inherits ? "enabled" : of_size) && number_in(folder + "hpage_pmd_size") == 2 << 20;
 }
 
 uint32_t cpu_quota(const std::string& root) {

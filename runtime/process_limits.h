@@ -7,9 +7,10 @@
 
 namespace pith {
 
-// Bytes that can be had without paging out others, swap included, and within what a container may take (cgroups: of the process's
-// own group and those above it; what files in memory take of it counts as free). UINT64_MAX where the system says nothing.
-uint64_t available_memory(const std::string& root = "");
+// Bytes that can be had without paging out others, swap included unless it says without, and within what a container may take
+// (cgroups: of the process's own group and those above it; what files in memory take of it counts as free). UINT64_MAX where the
+// system says nothing.
+uint64_t available_memory(const std::string& root = "", bool with_swap = true);
 
 // Whether huge pages of 2 MB can be had by asking for them (madvise).
 bool has_huge_pages(const std::string& root = "");

@@ -1,8 +1,8 @@
 // A session: one timeline of tokens over a model, with its KV cache, scratch and worker threads.
 //
 // One thread at a time, except interrupt(), which any thread may call, and only in the process that made it: after a fork, what runs
-// tokens throws kInvalidArgument. All memory of sync and append is taken on
-// construction; nothing is allocated per token. The same ids give the same logits whatever the thread count and however
+// tokens throws kInvalidArgument. All memory of sync and append is taken on construction; nothing is allocated per token, but
+// while weights move into huge pages (runtime/cpu/weight_pages.h). The same ids give the same logits whatever the thread count and however
 // they were fed (one by one, in chunks, after a rewind): bit for bit.
 #pragma once
 #include <cstdint>

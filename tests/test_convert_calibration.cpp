@@ -94,6 +94,13 @@ TEST_CASE("huge pages are those of 2 MB, where the system gives them to whoever 
   system.put(folder + "hpage_pmd_size", "2097152\n");
   system.put(folder + "enabled", "always madvise [never]\n");
   CHECK_FALSE(has_huge_pages(root));
+  system.put(folder + "hugepages-2048kB/enabled", "always [inherit] madvise never\n");
+  CHECK_FALSE(has_huge_pages(root));
+  system.put(folder + "hugepages-2048kB/enabled", "always inherit [madvise] never\n");
+  CHECK(has_huge_pages(root));
+  system.put(folder + "enabled", "[always] madvise never\n");
+  system.put(folder + "hugepages-2048kB/enabled", "always inherit madvise [never]\n");
+  CHECK_FALSE(has_huge_pages(root));
 }
 
 TEST_CASE("memory is what the system has, and what a container may take of it") {
@@ -102,6 +109,7 @@ TEST_CASE("memory is what the system has, and what a container may take of it") 
   CHECK(available_memory(folder.path()) == UINT64_MAX);
   put("/proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\nSwapFree: 1000 kB\n");
   CHECK(available_memory(folder.path()) == 9000 * 1024);
+  CHECK(available_memory(folder.path(), false) == 8000 * 1024);
   put("/proc/self/cgroup", "0::/outer/inner\n");
   put("/sys/fs/cgroup/outer/inner/memory.max", "max\n");
   put("/sys/fs/cgroup/outer/inner/memory.current", "300000\n");

@@ -57,8 +57,10 @@ TEST_CASE("whole huge pages of a mapping become the process's own, with the same
   const std::vector<const uint8_t*> pages = huge_pages(file);
   REQUIRE(pages.size() >= 3);
   for (const uint8_t* page : pages) CHECK(is_file_backed(page));
+  CHECK(file.own_bytes() == 0);
   move_all(file);
   CHECK(same(file, content));
+  CHECK(file.own_bytes() == pages.size() * kHuge);
   for (const uint8_t* page : pages) {
     CHECK_FALSE(is_file_backed(page));
     CHECK_FALSE(is_file_backed(page + kHuge - 1));
@@ -95,6 +97,7 @@ TEST_CASE("a file without a whole huge page, a heap copy and no file stay as the
   write_file(folder / "f", sample());
   const MappedFile copy = MappedFile::read(folder / "f");
   move_all(copy);
+  CHECK(copy.own_bytes() == kSize);
   CHECK(same(copy, sample()));
   move_all(MappedFile());
 }
@@ -107,20 +110,23 @@ TEST_CASE("what others read while pages move is the same") {
     const MappedFile file = MappedFile::map(folder / "f");
     std::atomic<bool> moved{false};
     std::atomic<int> n_wrong{0}, n_reads{0};
-    std::vector<std::thread> threads;
-    for (int reader = 0; reader < 2; ++reader)
-      threads.emplace_back([&] {
-        do {
+    std::vector<std::thread> readers, movers;
+    for (int i = 0; i < 2; ++i)
+      readers.emplace_back([&] {
+        while (!moved) {
           n_wrong += !same(file, content);
           ++n_reads;
-        } while (!moved);
+        }
       });
-    for (int mover = 0; mover < 2; ++mover) threads.emplace_back([&] { move_all(file); });
-    for (size_t mover = 2; mover < 4; ++mover) threads[mover].join();
+    for (int i = 0; i < 2; ++i)
+      movers.emplace_back([&] {
+        while (n_reads < 2) std::this_thread::yield();  // until somebody reads
+        move_all(file);
+      });
+    for (std::thread& mover : movers) mover.join();
     moved = true;
-    for (size_t reader = 0; reader < 2; ++reader) threads[reader].join();
+    for (std::thread& reader : readers) reader.join();
     CHECK(n_wrong == 0);
-    CHECK(n_reads > 0);
     for (const uint8_t* page : huge_pages(file)) CHECK_FALSE(is_file_backed(page));
   }
 }

@@ -2,12 +2,22 @@
 #include "runtime/cpu/weight_pages.h"
 
 #include <algorithm>
+#include <new>
+#include <utility>
 
 #include "runtime/process_limits.h"
 
 namespace pith::cpu {
 
-WeightPages::WeightPages(const Model& model, uint32_t n_layers) : container_(model.container()) {
+namespace {
+
+// Each part of a tensor becomes a mapping of its own, of which Linux allows a process 65,530.
+constexpr uint32_t kMaxMappings = 8192;
+
+}  // namespace
+
+WeightPages::WeightPages(const Model& model, uint32_t n_layers, std::string root)
+    : container_(model.container()), root_(std::move(root)) {
   const auto add = [&](const std::string& name, uint32_t layer) {
     const Tensor* const tensor = container_.find(name);
     if (tensor == nullptr) return;
@@ -20,7 +30,7 @@ WeightPages::WeightPages(const Model& model, uint32_t n_layers) : container_(mod
   const ModelSpec& spec = model.spec();
   if (n_layers == spec.n_layers) add(spec.tied_embeddings ? "embed" : "head", n_layers);
   n_bytes_left_ = n_bytes_;
-  const bool moves = container_.can_move() && n_bytes_ >= MappedFile::kHugePage && has_huge_pages();
+  const bool moves = container_.can_move() && n_bytes_ >= MappedFile::kHugePage && has_huge_pages(root_);
   n_moved_ = moves ? 0 : tensors_.size();
 }
 
@@ -29,9 +39,14 @@ void WeightPages::read_ahead(uint32_t layer) {
     container_.read_ahead(*tensors_[n_asked_].tensor);
 }
 
+// Without swap: a file's pages, which can be dropped at any time, would become some that must be written there.
 bool WeightPages::memory_is_plenty() const {
-  const uint64_t available = available_memory();
-  return available >= n_bytes_ && available - n_bytes_ >= n_bytes_left_;
+  try {
+    const uint64_t available = available_memory(root_, false);
+    return available >= n_bytes_ && available - n_bytes_ >= n_bytes_left_;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 void WeightPages::move_some(uint32_t n_tokens, ThreadPool& pool) {
@@ -40,19 +55,21 @@ void WeightPages::move_some(uint32_t n_tokens, ThreadPool& pool) {
     is_first_batch_ = false;
     return;
   }
-  if (!memory_is_plenty()) {
+  if (!memory_is_plenty()) {  // asked each time: others may be moving theirs
     n_moved_ = tensors_.size();
     return;
   }
-  const uint64_t n_wanted = n_bytes_ / 16 * std::max(n_tokens / 8, 1u);  // many tokens are cheaper
+  const uint64_t n_wanted = n_bytes_ / 16 * std::clamp(n_tokens / 64, 1u, 4u);
   const size_t begin = n_moved_;
   for (uint64_t n = 0; n < n_wanted && n_moved_ < tensors_.size(); ++n_moved_) {
     n += tensors_[n_moved_].tensor->size_bytes;
     n_bytes_left_ -= tensors_[n_moved_].tensor->size_bytes;
   }
+  const auto n_most = std::max<uint32_t>(kMaxMappings / static_cast<uint32_t>(tensors_.size()), 1);
+  const uint32_t n_parts = std::min(pool.n_threads(), n_most);
   pool.run([&](uint32_t thread) {
-    for (size_t i = begin; i < n_moved_; ++i)
-      container_.move_to_huge_pages(*tensors_[i].tensor, thread, pool.n_threads());
+    for (size_t i = begin; i < n_moved_ && thread < n_parts; ++i)
+      container_.move_to_huge_pages(*tensors_[i].tensor, thread, n_parts);
   });
 }
 

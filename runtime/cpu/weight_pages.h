@@ -1,11 +1,13 @@
 // The pages of a mapped file's weights: asked for ahead of the first batch, then moved into huge pages (MappedFile).
 //
-// Moving costs what copying costs, so it is spread: each batch after the first moves a part, about a quarter of its own
-// time, and after some sixteen tokens every token reads huge pages. Twice the weights must be free memory: what is moved
-// belongs to this process alone, and as much stays for others. One thread at a time, as a backend.
+// Moving costs what copying costs, so it is spread: from the second batch on each moves a part, which takes about a quarter
+// of a token's time, or a tenth of that of many. After some sixteen tokens every token reads huge pages. Memory must be
+// plenty: what is moved belongs to this process alone, and as much as all of it must stay free. One thread at a time, as a
+// backend.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "runtime/model.h"
@@ -16,7 +18,8 @@ namespace pith::cpu {
 class WeightPages {
  public:
   // Of the model's first n_layers, and of the head after all of them. Not of experts: most are not needed.
-  WeightPages(const Model& model, uint32_t n_layers);
+  // root: process_limits.h
+  WeightPages(const Model& model, uint32_t n_layers, std::string root = "");
 
   // From a cold file the first batch finds the pages of a layer on their way while it computes those before: page faults
   // alone read 128 KB at a time and wait for each.
@@ -33,6 +36,7 @@ class WeightPages {
   bool memory_is_plenty() const;
 
   const Container& container_;
+  const std::string root_;
   std::vector<Streamed> tensors_;  // in the order in which a token reads them
   uint64_t n_bytes_ = 0;           // of all
   uint64_t n_bytes_left_;          // to be moved
