@@ -97,8 +97,8 @@ ConvertReport convert(const std::string& dir, const ConvertOptions& options) {
   const Bytes settings = metadata.serialize();
   const uint64_t job = checksum64(settings, source.checkpoint.identity());
   metadata.set("provenance.source", folder_name(dir));  // not of the job: "DIR/" and "./DIR" are the same one
-  if (!options.resume) Writer(options.output, ~job).discard();  // of another job: it takes nothing over
-  Writer writer(options.output, job);
+  Writer writer(options.output, job,
+                options.resume ? Writer::Unfinished::kContinue : Writer::Unfinished::kReplace);
   keep_or_discard(writer, [&] {
     Conversion(source, options, products, writer, report).run(metadata);
     writer.finish(metadata);

@@ -8,7 +8,8 @@
 // An interrupted run leaves OUTPUT.part and its journal, and so does one that ran out of disk or memory. The next run with
 // the same source and options goes on after the last whole tensor: what is done is not quantized again, calibration only
 // passes its activations through it. The bytes are the same as those of an uninterrupted run, for any number
-// of threads; on a GPU they are not the CPU's, but the same on every GPU.
+// of threads; on a GPU they are not the CPU's, but the same on every GPU. With another source or other options what is
+// done is refused, unless `resume` is off.
 // Throws Error; a failure that resuming cannot help (bad input) leaves nothing behind.
 #pragma once
 #include <cstdint>
@@ -47,9 +48,10 @@ struct ConvertOptions {
   uint32_t calibration_tokens = 0;  // at most; 0: by effort and width
   bool force = false;               // unknown config keys and unused tensors are noted, not refused
   bool allow_nonfinite = false;     // NaN and Inf weights pass (16 and 32 bits only)
-  bool resume = true;               // false: start over; what this run does can be resumed
+  bool resume = true;               // false: start over, whatever is there; what this run does can be resumed
   uint32_t n_threads = 0;           // 0: all cores
-  // Where calibration multiplies (products.h): auto, cpu, cuda, cuda:N. An interrupted run goes on on the kind that it began on.
+  // Where calibration multiplies (products.h): auto, cpu, cuda, cuda:N. An interrupted run goes on on the kind that it began on,
+  // and is refused on the other: with auto also where the GPU has less room than it had.
   std::string device = "auto";
   uint64_t memory_bytes = 0;  // that calibration may take; 0: what the system has free
   std::function<void(const ConvertProgress&)> progress;  // from the calling thread; may throw to stop

@@ -223,7 +223,8 @@ void synth(const SynthOptions& options) {
   metadata.set("provenance.options", fmt::format("shape={} bits={} embed-bits={} seed={}", options.shape,
                                                  options.bits, options.embed_bits, options.seed));
   const Bytes settings = metadata.serialize();
-  Writer writer(options.output, checksum64(settings, 0));
+  // Random numbers of other options are soon made again.
+  Writer writer(options.output, checksum64(settings, 0), Writer::Unfinished::kContinueOrReplace);
   keep_or_discard(writer, [&] {
     Random random(options.seed);
     auto layer = layers.begin();

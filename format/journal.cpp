@@ -69,14 +69,14 @@ T JournalReader::load(uint64_t at) const {
   return value;
 }
 
-bool JournalReader::head(uint64_t job) {
+std::optional<uint64_t> JournalReader::head() {
+  if (bytes_.size() < sizeof(Head) + kSum) return std::nullopt;
+  const auto job = load<Head>(0).job;
   const JournalBytes expected = JournalBytes::head(job);
-  if (bytes_.size() < expected.bytes.size() ||
-      std::memcmp(bytes_.data(), expected.bytes.data(), expected.bytes.size()) != 0)
-    return false;
+  if (std::memcmp(bytes_.data(), expected.bytes.data(), expected.bytes.size()) != 0) return std::nullopt;
   at_ = expected.bytes.size();
   chain_ = expected.chain;
-  return true;
+  return job;
 }
 
 bool JournalReader::next() {

@@ -8,6 +8,7 @@
 // The chain of checksums ends at the first record that a crash cut short or that a failed write left behind.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -34,7 +35,7 @@ class JournalReader {
   enum class Type : uint32_t { kTensor = 1, kNote = 2 };
 
   explicit JournalReader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
-  bool head(uint64_t job);  // call first; false: no journal of this job
+  std::optional<uint64_t> head();  // call first: the job; none: no whole head
   bool next();
 
   // The current record.

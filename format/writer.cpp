@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -53,8 +54,9 @@ struct Writer::Impl {
   Impl(const std::string& target, Io& system)
       : io(system), path(target), part_path(target + ".part"), journal_path(target + ".part.journal") {}
 
-  void start(uint64_t job);
-  void resume(uint64_t job);
+  void start(uint64_t job, Unfinished unfinished);
+  void resume(uint64_t job, Unfinished unfinished);
+  void refuse_other_job(JournalReader& reader, uint64_t part_size) const;
   bool data_is_whole(const TensorRecord& record, const std::string& name, uint64_t part_size) const;
   void commit(const TensorRecord& record, const std::string& name);
   void append_journal(const JournalBytes& more);
@@ -64,7 +66,7 @@ struct Writer::Impl {
   HeaderRecord write_tail(const Metadata& metadata);
 };
 
-void Writer::Impl::start(uint64_t job) {
+void Writer::Impl::start(uint64_t job, Unfinished unfinished) {
   if (path.empty()) throw_error(ErrorCode::kInvalidArgument, "the output has no name, expected a file");
   struct stat target;
   if (io.stat(path.c_str(), &target) == 0) {
@@ -77,7 +79,7 @@ void Writer::Impl::start(uint64_t job) {
   const bool is_new = part.size_bytes() == 0;
   try {
     journal = File(io, journal_path, O_RDWR | O_CREAT);
-    resume(job);
+    if (unfinished != Unfinished::kReplace) resume(job, unfinished);
     const std::array<uint8_t, kDataStart> no_header{};
     part.write_at(0, no_header.data(), no_header.size());
     part.truncate(end);
@@ -92,12 +94,17 @@ void Writer::Impl::start(uint64_t job) {
   }
 }
 
-void Writer::Impl::resume(uint64_t job) {
+void Writer::Impl::resume(uint64_t job, Unfinished unfinished) {
   Bytes bytes(journal.size_bytes());
   bytes.resize(journal.read_at(0, bytes.data(), bytes.size()));
   const uint64_t part_size = part.size_bytes();
   JournalReader reader(bytes);
-  if (!reader.head(job)) return;
+  const std::optional<uint64_t> found = reader.head();
+  if (!found) return;
+  if (*found != job) {
+    if (unfinished == Unfinished::kContinue) refuse_other_job(reader, part_size);
+    return;
+  }
   const auto keep = [&] {
     journal_end = reader.position();
     chain = reader.chain();
@@ -119,6 +126,18 @@ void Writer::Impl::resume(uint64_t job) {
     }
   }
   n_resumed = records.size();
+}
+
+// Where its first tensor is there: otherwise nothing is lost with it.
+void Writer::Impl::refuse_other_job(JournalReader& reader, uint64_t part_size) const {
+  while (reader.next()) {
+    if (reader.type() != JournalReader::Type::kTensor) continue;
+    if (!data_is_whole(reader.tensor(), reader.name(), part_size)) return;
+    throw_error(ErrorCode::kInvalidArgument,
+                "{}: of an interrupted run with other options, other input or another version of pith; "
+                "--restart drops it",
+                part_path);
+  }
 }
 
 bool Writer::Impl::data_is_whole(const TensorRecord& record, const std::string& name,
@@ -165,8 +184,9 @@ void Writer::Impl::end_tensor(TensorRecord record, const std::string& name) {
   commit(record, name);
 }
 
-Writer::Writer(const std::string& path, uint64_t job, Io& io) : impl_(std::make_unique<Impl>(path, io)) {
-  impl_->start(job);
+Writer::Writer(const std::string& path, uint64_t job, Unfinished unfinished, Io& io)
+    : impl_(std::make_unique<Impl>(path, io)) {
+  impl_->start(job, unfinished);
 }
 
 Writer::~Writer() = default;

@@ -6,10 +6,12 @@
 //
 // Resume: PATH.part.journal has one record per finished tensor, each with a checksum, bound to a caller-given
 // fingerprint of source and options. A new Writer reads it, verifies the tensors' data and continues after the
-// last whole one; the finished file has the same bytes as one written in one go.
+// last whole one; the finished file has the same bytes as one written in one go. What a run with another fingerprint has
+// finished is dropped on demand only.
 //
 // One Writer per PATH at a time, also across processes (a lock on the .part). Not thread safe. Throws
-// Error(kIo) naming path and cause (no space left, permission, ...), kInvalidArgument for a bad name or size.
+// Error(kIo) naming path and cause (no space left, permission, ...), kInvalidArgument for a bad name or size, and
+// for what another job has left.
 // After a failed call the Writer is as before it: the caller may free space and repeat the call, or give up.
 #pragma once
 #include <cstdint>
@@ -25,9 +27,14 @@ namespace pith {
 
 class Writer {
  public:
-  // Starts PATH.part. job: identifies source and options; when a .part with the same job exists it is
-  // continued (n_resumed() > 0 then), otherwise it is replaced.
-  Writer(const std::string& path, uint64_t job, Io& io = Io::system());
+  // What becomes of a .part that is there. kContinue: one of the same job is continued (n_resumed() > 0 then), another job's
+  // refused when it has a tensor. kContinueOrReplace: another job's is replaced. kReplace: so is one of the same job.
+  enum class Unfinished { kContinue, kContinueOrReplace, kReplace };
+
+  // Starts PATH.part. job: identifies source and options.
+  Writer(const std::string& path, uint64_t job, Unfinished unfinished, Io& io = Io::system());
+  Writer(const std::string& path, uint64_t job, Io& io = Io::system())
+      : Writer(path, job, Unfinished::kContinue, io) {}
   ~Writer();  // keeps .part and journal after an interruption (they are the resume state)
   Writer(Writer&&) noexcept;
 

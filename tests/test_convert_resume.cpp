@@ -134,7 +134,7 @@ TEST_CASE("an interrupted conversion neither measures nor quantizes again what i
   CHECK(report.kl > 0);  // the streams went through what was there
 }
 
-TEST_CASE("an interruption keeps what is done, a changed source or option starts over") {
+TEST_CASE("an interruption keeps what is done, with a changed source or option it is refused") {
   TinyCheckpoint checkpoint;
   checkpoint.write();
   ConvertOptions options = options_for(checkpoint, 16);
@@ -153,14 +153,20 @@ TEST_CASE("an interruption keeps what is done, a changed source or option starts
   interrupt();
   CHECK(convert(checkpoint.model_dir() + "/", options).n_resumed > 0);  // the same source
   interrupt();
+  const auto is_refused = [&] {
+    CHECK_THROWS_WITH(convert(checkpoint.model_dir(), options),
+                      Contains("out.pith.part: of an interrupted run with other options, other input"));
+  };
   options.bits = 32;
+  is_refused();
+  options.resume = false;
   CHECK(convert(checkpoint.model_dir(), options).n_resumed == 0);
   options.bits = 16;
+  options.resume = true;
   interrupt();
   checkpoint.set("lm_head.weight", 0, 1);
   checkpoint.write();
-  CHECK(convert(checkpoint.model_dir(), options).n_resumed == 0);
-  interrupt();
+  is_refused();
   options.resume = false;
   interrupt();  // that, too, can be gone on from
   CHECK(convert(checkpoint.model_dir(), options).n_resumed == 0);

@@ -192,7 +192,7 @@ TEST_CASE("a conversion on a GPU is as good as on the CPU, says where it was mad
 }
 
 TEST_CASE(
-    "an interrupted conversion goes on on the kind of device that it began on, and starts over on the "
+    "an interrupted conversion goes on on the kind of device that it began on, and is refused on the "
     "other") {
   TinyCheckpoint checkpoint(64, 96, 1);
   checkpoint.write();
@@ -210,14 +210,15 @@ TEST_CASE(
   interrupt();
   CHECK((converted(checkpoint, options, &report) == whole));
   CHECK(report.n_resumed > 0);
-  interrupt();
-  options.device = "cpu";
-  converted(checkpoint, options, &report);
-  CHECK(report.n_resumed == 0);
-  interrupt();
-  options.device = "cuda";
-  CHECK((converted(checkpoint, options, &report) == whole));
-  CHECK(report.n_resumed == 0);
+  for (const auto& [began_on, other] : {std::pair("cuda", "cpu"), std::pair("cpu", "cuda")}) {
+    options.device = began_on;
+    interrupt();
+    options.device = other;
+    CHECK_THROWS_WITH(convert(checkpoint.model_dir(), options), Contains("of an interrupted run"));
+    options.device = began_on;
+    converted(checkpoint, options, &report);
+    CHECK(report.n_resumed > 0);
+  }
 }
 
 #ifdef PITH_EMULATED_DEVICE

@@ -288,14 +288,61 @@ TEST_CASE("a file that shrinks while it is read is an error") {
              Contains("1000 bytes read, expected"));
 }
 
-TEST_CASE("another job starts afresh") {
+TEST_CASE("what another job has finished is refused, and left as it is") {
+  const TempFolder folder;
+  {
+    Writer writer(folder / "f", 1);
+    writer.note(SampleFile::kNames[0], "from job 1");
+    SampleFile::add(writer, 0);
+  }
+  const Bytes part = read_file(folder / "f.part"), journal = read_file(folder / "f.part.journal");
+  CHECK_THAT(
+      error_of([&] { Writer writer(folder / "f", 2); }, ErrorCode::kInvalidArgument),
+      Contains((folder / "f.part") + ": of an interrupted run with other options") && Contains("--restart"));
+  CHECK(read_file(folder / "f.part") == part);
+  CHECK(read_file(folder / "f.part.journal") == journal);
+  CHECK(Writer(folder / "f", 1).n_resumed() == 1);
+}
+
+TEST_CASE("another job that has finished no tensor is replaced") {
+  const TempFolder folder;
+  { Writer writer(folder / "f", 1); }
+  { Writer writer(folder / "f", 2); }
+  {
+    Writer writer(folder / "f", 3);
+    SampleFile::add(writer, 0);
+  }
+  fs::resize_file(folder / "f.part", fs::file_size(folder / "f.part") - 1);
+  CHECK(Writer(folder / "f", 4).n_resumed() == 0);
+  Writer(folder / "f", 4).finish({});
+}
+
+TEST_CASE("on demand the same job starts over, too") {
+  const TempFolder folder;
+  {
+    Writer writer(folder / "f", kJob);
+    SampleFile::add(writer, 0);
+    SampleFile::add(writer, 1);
+  }
+  {
+    Writer writer(folder / "f", kJob, Writer::Unfinished::kReplace);
+    CHECK(writer.n_resumed() == 0);
+    writer.note(SampleFile::kNames[0], note_text(0));
+    SampleFile::add(writer, 0);
+  }
+  CHECK(Writer(folder / "f", kJob, Writer::Unfinished::kContinueOrReplace).n_resumed() == 1);
+  run(folder / "f", Io::system());
+  CHECK(read_file(folder / "f") == sample_bytes());
+}
+
+TEST_CASE("another job starts afresh where it may") {
   const TempFolder folder;
   {
     Writer writer(folder / "f", 1);
     SampleFile::add(writer, 0);
     writer.note("norm", "from job 1");
   }
-  Writer writer(folder / "f", 2);
+  Writer writer(folder / "f", 2, Writer::Unfinished::kContinueOrReplace);
   CHECK(writer.n_resumed() == 0);
   CHECK(!writer.has("norm"));
   CHECK(writer.noted("norm") == "");

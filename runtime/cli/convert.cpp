@@ -138,10 +138,11 @@ void add_convert(CLI::App& root, Action& action) {
                 "Note unknown config keys and unused tensors, do not refuse them");
   app->add_flag("--allow-nonfinite", command->options.allow_nonfinite,
                 "Let NaN and Inf weights pass (16, 32 bits)");
-  app->add_flag("--restart", command->restart, "Do not resume an interrupted run");
+  app->add_flag("--restart", command->restart, "Drop what an interrupted run left, do not resume it");
   app->add_flag("--tensors", command->tensors, "Print bits and error of every tensor");
   app->footer(
-      "The file appears when it is complete. An interrupted run is resumed by the same command.\n"
+      "The file appears when it is complete. An interrupted run is resumed by the same command;\n"
+      "one with other options or other input wants --restart.\n"
       "Example: pith convert ./TinyLlama-1.1B-Chat -o tinyllama.pith --bits 2.85");
   app->callback([command, &action] { action = [command] { return run(*command); }; });
 }
