@@ -5,6 +5,7 @@
 #include <histedit.h>
 #include <langinfo.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,6 +44,54 @@ std::string replaced(std::string text, std::string_view from, std::string_view t
   for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
     text.replace(at, from.size(), to);
   return text;
+}
+
+History* new_history() {
+  History* const history = history_init();
+  if (history == nullptr) return nullptr;
+  HistEvent event;
+  ::history(history, &event, H_SETSIZE, kHistoryLines);
+  ::history(history, &event, H_SETUNIQUE, 1);
+  return history;
+}
+
+// Whether `fd` is still the file of this name, not one that another chat has put its own in place of.
+bool is_named(int fd, const std::string& path) {
+  struct stat opened, named;
+  return fstat(fd, &opened) == 0 && stat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+         opened.st_ino == named.st_ino;
+}
+
+// The file, made when absent, which no other chat writes until it is closed; -1 when that fails. A chat that was stopped while it
+// wrote must not stop the others for good.
+int open_alone(const std::string& path) {
+  constexpr int kAttempts = 500, kPauseMs = 10;
+  for (int i = 0; i < kAttempts; ++i) {
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) return -1;
+    const bool is_alone = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;  // or no locks here
+    if (is_alone && is_named(fd, path)) return fd;
+    ::close(fd);
+    if (!is_alone) poll(nullptr, 0, kPauseMs);
+  }
+  return -1;
+}
+
+// Written beside it and renamed, so that the old one is there until the new one is whole; made with its final mode, so that
+// what was typed is never readable by others, not even for a moment.
+void save_history(History* history, const std::string& path) {
+  const std::string beside = fmt::format("{}.{}", path, getpid());
+  const int fd = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (fd < 0) return;
+  std::FILE* const file = ::fdopen(fd, "w");
+  if (file == nullptr) {
+    ::close(fd);
+    return;
+  }
+  HistEvent event;
+  const bool written = ::history(history, &event, H_SAVE_FP, file) >= 0 && std::ferror(file) == 0;
+  if (std::fclose(file) != 0 || !written || std::rename(beside.c_str(), path.c_str()) != 0)
+    ::unlink(beside.c_str());
 }
 
 }  // namespace
@@ -133,7 +182,7 @@ struct LineEditor::Impl {
 LineEditor::LineEditor(const std::string& history_path) : impl_(std::make_unique<Impl>()) {
   if (std::strcmp(nl_langinfo(CODESET), "UTF-8") != 0) std::setlocale(LC_CTYPE, "C.UTF-8");
   impl_->editor = el_init("pith", stdin, stderr, stderr);
-  impl_->history = history_init();
+  impl_->history = new_history();
   if (impl_->editor == nullptr || impl_->history == nullptr) return;
   el_set(impl_->editor, EL_CLIENTDATA, impl_.get());
   el_set(impl_->editor, EL_PROMPT, Impl::show_prompt);
@@ -143,8 +192,6 @@ LineEditor::LineEditor(const std::string& history_path) : impl_(std::make_unique
   el_set(impl_->editor, EL_BIND, "\x12", "em-inc-search-prev", nullptr);  // Ctrl-R
   el_source(impl_->editor, nullptr);                                      // ~/.editrc
   HistEvent event;
-  ::history(impl_->history, &event, H_SETSIZE, kHistoryLines);
-  ::history(impl_->history, &event, H_SETUNIQUE, 1);
   impl_->history_file = history_path;
   if (!history_path.empty()) ::history(impl_->history, &event, H_LOAD, history_path.c_str());
 }
@@ -177,21 +224,20 @@ LineEditor::Event LineEditor::read(const std::string& prompt, std::string& line,
 void LineEditor::remember(const std::string& line) {
   if (impl_->history == nullptr || line.find_first_not_of(" \t") == std::string::npos) return;
   HistEvent event;
-  ::history(impl_->history, &event, H_ENTER, replaced(line, "\n", kNewlineSignUtf8).c_str());
+  const std::string entry = replaced(line, "\n", kNewlineSignUtf8);
+  ::history(impl_->history, &event, H_ENTER, entry.c_str());
   if (impl_->history_file.empty()) return;
-  // Written beside it and renamed, so that the old one is there until the new one is whole; made with its
-  // final mode, so that what was typed is never readable by others, not even for a moment.
-  const std::string beside = fmt::format("{}.{}", impl_->history_file, getpid());
-  const int fd = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (fd < 0) return;
-  std::FILE* const file = ::fdopen(fd, "w");
-  if (file == nullptr) {
-    ::close(fd);
-    return;
+  const int lock = open_alone(impl_->history_file);
+  if (lock < 0) return;
+  // What is in the file by now, and this line. Where that is no history, or an empty file, what this chat knows.
+  const std::unique_ptr<History, void (*)(History*)> all(new_history(), history_end);
+  if (all != nullptr && ::history(all.get(), &event, H_LOAD, impl_->history_file.c_str()) >= 0) {
+    ::history(all.get(), &event, H_ENTER, entry.c_str());
+    save_history(all.get(), impl_->history_file);
+  } else {
+    save_history(impl_->history, impl_->history_file);
   }
-  const bool written = ::history(impl_->history, &event, H_SAVE_FP, file) >= 0 && std::ferror(file) == 0;
-  if (std::fclose(file) != 0 || !written || std::rename(beside.c_str(), impl_->history_file.c_str()) != 0)
-    ::unlink(beside.c_str());
+  ::close(lock);
 }
 
 std::string history_path() {

@@ -10,7 +10,8 @@ class LineEditor {
  public:
   enum class Event { kLine, kInterrupt /* Ctrl-C */, kEnd /* Ctrl-D on an empty line */ };
 
-  // history_path: read now, written by remember() with mode 0600; "" = history in memory only.
+  // history_path: read now; remember() adds a line to what is in it then, other chats' lines too, and writes it with mode
+  // 0600. "" = history in memory only.
   explicit LineEditor(const std::string& history_path);
   ~LineEditor();
 

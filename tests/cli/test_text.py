@@ -273,6 +273,27 @@ class Terminal(CliTest):
         self.assertEqual(old.read_text(), "_HiStOrY_V2_\nearlier\n")  # not written over
         self.assertEqual([path.name for path in history.parent.iterdir()], ["history"])
 
+    def test_lines_of_two_chats_at_once_are_both_kept(self):
+        history = self.folder / "pith" / "history"
+        self.start(self.models.full)
+        self.expect(r"> ")
+        self.type("/stats\n")
+        self.expect(r"0 turns\r?\n")
+        self.expect(r"> ")
+        with open(history) as other:  # another chat, which adds its line and is not done yet
+            fcntl.flock(other, fcntl.LOCK_EX)
+            self.type("/set\n")
+            time.sleep(0.3)
+            self.assertNotIn("/set", history.read_text())
+            beside = history.with_name("beside")
+            beside.write_text(history.read_text() + "elsewhere\n")
+            beside.rename(history)
+        self.expect(r"> ")
+        self.type("\x04")
+        self.assertEqual(self.exit_code(), 0)
+        self.assertEqual(history.read_text(), "_HiStOrY_V2_\n/stats\nelsewhere\n/set\n")
+        self.assertEqual(history.stat().st_mode & 0o777, 0o600)
+
     def test_leaving_is_understood_before_the_prompt_is_there(self):
         self.start(self.models.full)
         self.type("\x04")
