@@ -58,9 +58,17 @@ std::string show_stages(const ConvertReport& report) {
   return text + "\n";
 }
 
+void refuse_calibration_without_use(const ConvertOptions& options) {
+  const bool has_texts = !options.calibration_files.empty();
+  if (options.bits < 16 || (!has_texts && options.calibration_tokens == 0)) return;
+  throw_error(ErrorCode::kInvalidArgument, "{} requires --bits below 16: a file of {} bits is not calibrated",
+              has_texts ? "--calib" : "--calib-tokens", options.bits);
+}
+
 int run(const ConvertCommand& command) {
   ConvertOptions options = command.options;
   options.bits = parse_bits(command.bits);
+  refuse_calibration_without_use(options);
   options.resume = !command.restart;
   options.effort =
       find_word<Effort>("--effort", command.effort, {{"fast", Effort::kFast}, {"normal", Effort::kNormal}});
@@ -124,12 +132,13 @@ void add_convert(CLI::App& root, Action& action) {
                                  ->type_name("FILE")
                                  ->expected(1, -1)
                                  ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app->add_option("--calib-tokens", command->options.calibration_tokens,
-                  "At most N tokens of them (default: by effort and width)")
-      ->type_name("N");
+  CLI::Option* const tokens = app->add_option("--calib-tokens", command->options.calibration_tokens,
+                                              "At most N tokens of them (default: by effort and width)")
+                                  ->type_name("N");
   app->add_flag_callback(
          "--no-calib", [command] { command->options.calibrate = false; }, "Quantize without calibration")
-      ->excludes(texts);
+      ->excludes(texts)
+      ->excludes(tokens);
   app->add_option("--device", command->options.device,
                   "Where calibration multiplies: auto (a GPU where there is one), cpu, cuda or cuda:N")
       ->type_name("NAME");

@@ -379,7 +379,7 @@ class ReferenceModel(CliTest):
     def converted(self, bits):
         source = self.skip_unless(SHARED / "models" / "stories260k")
         path = self.folder / f"{bits}.pith"
-        self.ok(pith("convert", source, "-o", path, "--bits", bits, *self.models.calibration))
+        self.ok(pith("convert", source, "-o", path, "--bits", bits, *self.models.calibration_at(bits)))
         return path
 
     def test_perplexity_and_greedy_text_are_the_references(self):

@@ -47,6 +47,11 @@ class Usage(CliTest):
                             (["eval", m, "--task", "piqa", "--data", "x", "--max-tokens", "9"],
                              "--max-tokens requires --text"),
                             (["tokenize", m, "--text", "--pieces", "-p", "3"], "--text excludes --pieces"),
+                            (["convert", "x", "-o", "y", "--bits", "16", "--calib", "z"], "--calib requires --bits below 16"),
+                            (["convert", "x", "-o", "y", "--bits", "32", "--calib-tokens", "512"],
+                             "--calib-tokens requires --bits below 16: a file of 32 bits is not calibrated"),
+                            (["convert", "x", "-o", "y", "--no-calib", "--calib-tokens", "512"],
+                             "--calib-tokens excludes --no-calib"),
                             (["plan", m, "--bits", "3"], "--bits requires --gpus"),
                             (["plan", "--gpus", m], "--gpus plans fixed shapes"),
                             (["plan", "--gpus", "--ctx", "512"], "--gpus plans fixed shapes")):
