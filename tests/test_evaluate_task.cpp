@@ -242,8 +242,13 @@ TEST_CASE("a fault of a task's file is named with its line, what was expected an
 
   const std::string piqa = folder.write("p.jsonl", std::string(kPiqa) + kPiqa);
   CHECK_THROWS_WITH(read_task("piqa", piqa, 0), Catch::Contains("p-labels.lst"));  // absent
-  folder.write("p-labels.lst", "0\n");
-  CHECK_THROWS_WITH(read_task("piqa", piqa, 0), Catch::Contains("1 labels") && Catch::Contains(piqa + ":2"));
+  for (const auto& [labels, found] : {std::pair("0\n", "1 labels"), std::pair("0\n1\n1\n0\n", "4 labels")}) {
+    folder.write("p-labels.lst", labels);
+    for (const uint64_t n_limit : {0, 1})
+      CHECK_THROWS_WITH(
+          read_task("piqa", piqa, n_limit),
+          Catch::Contains(found) && Catch::Contains("expected 2, one for each item of " + piqa));
+  }
   folder.write("p-labels.lst", "0\n2\n");
   CHECK_THROWS_WITH(read_task("piqa", piqa, 0), Catch::Contains("p-labels.lst:2: '2', expected 0 or 1"));
 

@@ -154,9 +154,6 @@ TaskItem winogrande_item(const Record& record) {
 }
 
 TaskItem piqa_item(const Record& record, const Lines& labels, size_t i) {
-  if (i >= labels.lines.size())
-    throw_error(ErrorCode::kFormat, "{}: {} labels, expected one for {}", labels.path, labels.lines.size(),
-                record.where());
   if (labels.lines[i] != "0" && labels.lines[i] != "1")
     throw_error(ErrorCode::kFormat, "{}: '{}', expected 0 or 1", labels.where(i),
                 labels.lines[i].substr(0, 60));
@@ -196,6 +193,15 @@ TaskItem blimp_item(const Record& record, Task& task) {
 std::string labels_path(const std::string& path) {
   const fs::path file(path);
   return (file.parent_path() / (file.stem().string() + "-labels.lst")).string();
+}
+
+// One a line for each item. Another number is that of another split.
+Lines read_labels(const Lines& items) {
+  Lines labels = read_lines(labels_path(items.path));
+  if (labels.lines.size() != items.lines.size())
+    throw_error(ErrorCode::kFormat, "{}: {} labels, expected {}, one for each item of {}", labels.path,
+                labels.lines.size(), items.lines.size(), items.path);
+  return labels;
 }
 
 struct TaskKind {
@@ -260,7 +266,7 @@ Task read_task(const std::string& name, const std::string& path, uint64_t n_limi
   if (name != "blimp") task.groups.push_back(name);
   for (const std::string& file : name == "blimp" ? files_of(path) : std::vector{path}) {
     const Lines lines = read_lines(file);
-    const Lines labels = kind->has_labels ? read_lines(labels_path(file)) : Lines{};
+    const Lines labels = kind->has_labels ? read_labels(lines) : Lines{};
     uint64_t n_items = 0;
     for (size_t i = 0; i < lines.lines.size() && (n_limit == 0 || n_items < n_limit);
          i += kind->n_lines, ++n_items)
