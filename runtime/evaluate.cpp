@@ -23,6 +23,10 @@ uint32_t window_size(const Model& model, const EvalOptions& options) {
   const uint32_t n_ctx =
       options.session.n_ctx != 0 ? options.session.n_ctx : std::min(model.spec().max_context, 512u);
   if (n_ctx < 2) throw_error(ErrorCode::kInvalidArgument, "a window of {} tokens predicts nothing", n_ctx);
+  if (n_ctx > model.spec().max_context)
+    throw_error(ErrorCode::kInvalidArgument,
+                "ctx: windows of {} tokens, expected at most {}, the limit of {}", n_ctx,
+                model.spec().max_context, model.container().path());
   return n_ctx;
 }
 

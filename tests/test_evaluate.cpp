@@ -192,6 +192,17 @@ TEST_CASE("divergence, perplexities, agreement and standard errors are those of 
   }
 }
 
+TEST_CASE("a window above the model's limit is refused before the text is looked at") {
+  const Pair pair(true);
+  EvalOptions options;
+  options.session.n_ctx = pair.model->spec().max_context + 1;
+  const std::string said =
+      fmt::format("ctx: windows of {} tokens, expected at most {}, the limit of {}", options.session.n_ctx,
+                  pair.model->spec().max_context, pair.model->container().path());
+  CHECK_THROWS_WITH(evaluate(pair.model, "short", options), said);
+  CHECK_THROWS_WITH(compare(pair.model, pair.reference, "short", options), said);
+}
+
 TEST_CASE("max_tokens cuts the text, and one window has no standard error") {
   const Pair pair(true);
   const std::string text = sample_text(3, kContext - 1);
