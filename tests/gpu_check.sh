@@ -35,7 +35,7 @@ build() {
   ldd "$folder"/pith "$folder"/gpu_backend | awk '$3 ~ /^\// {print $3}' | sort -u |
     grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*)\.so' | xargs -I{} cp -L {} "$folder/lib/"
   strip "$folder"/pith "$folder"/gpu_* "$folder"/lib/* 2>/dev/null
-  [ -s "$folder/demo.pith" ] || "$folder/pith" convert models/demo -o "$folder/demo.pith" --effort fast >/dev/null 2>&1
+  [ -s "$folder/demo.pith" ] || "$folder/pith" convert models/demo -o "$folder/demo.pith" --effort fast --restart >/dev/null 2>&1
 }
 
 # limited SECONDS COMMAND...: at most so long, and never beyond the end; 124 when it was stopped or had no time at all.
