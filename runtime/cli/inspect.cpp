@@ -3,6 +3,10 @@
 // Opens the container only, so that it works on files whose tokenizer or family this build cannot run.
 #include "runtime/cli/inspect.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <array>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -101,6 +105,19 @@ std::string to_lines(const Container& container, bool with_tensors) {
   return out;
 }
 
+// A page replaces a page or an empty file, not the model that a slip puts in its place, a link or a device.
+void check_replaceable(const std::string& path) {
+  struct stat info;
+  if (::lstat(path.c_str(), &info) != 0) return;
+  if (!S_ISREG(info.st_mode)) throw_error(ErrorCode::kIo, "{}: exists and is not a regular file", path);
+  std::array<char, kPageStart.size()> head;
+  const size_t n_read = File(Io::system(), path, O_RDONLY).read_at(0, head.data(), head.size());
+  if (n_read > 0 && std::string_view(head.data(), n_read) != kPageStart)
+    throw_error(ErrorCode::kInvalidArgument,
+                "{}: exists and does not begin with {}, expected a new name or a page to replace", path,
+                kPageStart);
+}
+
 }  // namespace
 
 double bits_per_weight(const Tensor& tensor) {
@@ -159,6 +176,7 @@ void add_inspect(CLI::App& root, Action& action) {
       "--no-tensors", [options] { options->tensors = false; }, "Leave the list of tensors out");
   app->callback([options, &action] {
     action = [options] {
+      if (!options->html.empty()) check_replaceable(options->html);
       const Container container = Container::open(options->file);
       if (!options->html.empty()) {
         write_atomically(options->html, inspect_html(container, options->ablation));

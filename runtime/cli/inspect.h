@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 
 #include "format/container.h"
 
@@ -18,6 +19,8 @@ std::map<std::string, float> tensor_errors(const Metadata& metadata);
 std::string cut(std::string text, size_t n_bytes);
 // A value in a line, long ones cut.
 std::string short_value(const MetadataValue& value);
+
+constexpr std::string_view kPageStart = "<!doctype html>";  // by which a page that may be replaced is known
 
 // One page that needs nothing else: no scripts, nothing loaded, light and dark. ablation: the figures of tests/ablation.py
 // --json, a file; "": none.

@@ -289,12 +289,13 @@ std::string inspect_html(const Container& container, const std::string& ablation
     const std::string text = metadata.get_or<std::string>(key, "");
     if (!text.empty()) origin += (origin.empty() ? "" : " \u00b7 ") + cut(text, 200);
   }
-  std::string out =
-      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
-      "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src "
-      "'unsafe-inline'\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>" +
-      name + " - pith</title>\n<style>" + kStyle + "</style></head>\n<body><main>\n<h1>" + name + "</h1>\n";
+  std::string out = std::string(kPageStart) +
+                    "\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
+                    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src "
+                    "'unsafe-inline'\">\n"
+                    "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>" +
+                    name + " - pith</title>\n<style>" + kStyle + "</style></head>\n<body><main>\n<h1>" +
+                    name + "</h1>\n";
   out += fmt::format("<p>{}</p>\n<p>fingerprint <code>{:016x}</code></p>\n", escape_html(origin),
                      container.fingerprint());
   out += cards(container, totals) + where_the_bytes_are(container);

@@ -2,6 +2,7 @@
 """Reports from outside: zero-shot tasks of `pith eval`, the page of `pith inspect`, quality in the file."""
 import html.parser
 import json
+import os
 import shutil
 import unittest
 
@@ -171,14 +172,32 @@ class Inspect(CliTest):
 
     def test_the_page_is_whole_or_not_there(self):
         report = self.folder / "report.html"
-        report.write_text("old")
+        report.write_text("<!doctype html>old")
         broken = self.folder / "broken.pith"
         broken.write_bytes(self.models.small.read_bytes()[:-1])
         self.fails(pith("inspect", broken, "--html", report), 1, "broken.pith")
-        self.assertEqual(report.read_text(), "old")
+        self.assertEqual(report.read_text(), "<!doctype html>old")
         self.fails(pith("inspect", self.models.small, "--html", self.folder / "none" / "x.html"), 1, "none")
         self.ok(pith("inspect", self.models.small, "--html", report))
         self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["broken.pith", "report.html"])
+
+    def test_the_page_replaces_only_a_page_or_an_empty_file(self):
+        report = self.folder / "report.html"
+        report.touch()
+        for _ in range(2):  # over the empty file, over the page
+            self.ok(pith("inspect", self.models.small, "--html", report))
+        model, text, link, fifo = (self.folder / name for name in ("b.pith", "text", "link", "fifo"))
+        shutil.copy(self.models.small, model)
+        text.write_text("<!doct")
+        link.symlink_to(report)
+        os.mkfifo(fifo)
+        for path in (model, text):
+            before = path.read_bytes()
+            self.fails(pith("inspect", self.models.small, "--html", path), 2, path, "expected a new name or a page")
+            self.assertEqual(path.read_bytes(), before)
+        for path in (link, fifo, self.folder):
+            self.fails(pith("inspect", self.models.small, "--html", path), 1, path, "not a regular file")
+        self.assertTrue(link.is_symlink() and fifo.is_fifo())
 
     def test_quality_is_in_the_file_and_shown(self):
         out = json.loads(self.ok(pith("inspect", self.models.small, "--json")).text)
