@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "convert/json_file.h"
 #include "format/atomic_file.h"
 #include "runtime/cli/cli.h"
 #include "runtime/cli/text_input.h"
@@ -12,9 +13,9 @@
 namespace pith::cli {
 namespace {
 
-// Throws kFormat naming the path and what is wrong.
+// Throws kFormat naming the path and what is wrong, kIo for what is no regular file: a pipe would be waited for.
 nlohmann::json parse_conversation(const std::string& path) {
-  const nlohmann::json in = nlohmann::json::parse(read_text(path), nullptr, false);
+  const nlohmann::json in = nlohmann::json::parse(read_text_file(path), nullptr, false);
   // Looked at where they lie: a copy of what is nested 200,000 deep would take all of the stack.
   const auto version = in.find("pith_chat"), turns = in.find("turns");
   if (!in.is_object() || version == in.end() || *version != 1 || turns == in.end() || !turns->is_array())

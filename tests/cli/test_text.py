@@ -170,6 +170,17 @@ class ScriptedChat(CliTest):
             self.fails(self.chat(f"/load {path}\n"), 1, path)
         self.fails(self.chat(f"/save {path}\n"), 1, path)  # over the last of them
 
+    def test_a_conversation_is_a_regular_file(self):
+        fifo, huge = self.folder / "fifo", self.folder / "huge.json"
+        os.mkfifo(fifo)
+        huge.touch()
+        os.truncate(huge, (64 << 20) + 1)
+        for command in ("/load", "/save"):
+            for path, said in ((fifo, "not a regular file"), ("/dev/zero", "not a regular file"),
+                               (self.folder, "a folder"), (huge, "the limit is 67108864")):
+                self.fails(pith("chat", self.models.full, stdin=f"{command} {path}\n".encode(), timeout=60), 1, path, said)
+        self.fails(self.chat("/load -\n"), 1, ": -: cannot open: No such file")  # a name like any other
+
     def test_nothing_is_dropped_when_the_context_is_full(self):
         result = self.chat("word " * 8 + "\n" + "word " * 8 + "\n", "--ctx", "64")
         self.assertEqual(result.code, 1)
