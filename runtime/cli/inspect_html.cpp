@@ -15,6 +15,7 @@ namespace pith::cli {
 namespace {
 
 constexpr uint32_t kMaxChartLayers = 2048;  // a name may claim any number
+constexpr size_t kMaxChartParts = 64;  // each takes room for all layers; what is beyond is in the table only
 
 constexpr const char* kStyle = R"(
 :root{color-scheme:light dark;--bg:#f7f6f3;--card:#fff;--ink:#1d1f26;--mute:#656a78;--line:#e3e0d9;--track:#eeece6;
@@ -91,7 +92,10 @@ Layers by_layer(const Container& container, const std::map<std::string, float>& 
     uint32_t layer = 0;
     std::string name;
     if (tensor.n_rows == 1 || !split_name(tensor.name, layer, name)) continue;
-    if (!out.by_part.contains(name)) out.parts.push_back(name);
+    if (!out.by_part.contains(name)) {
+      if (out.parts.size() == kMaxChartParts) continue;
+      out.parts.push_back(name);
+    }
     std::vector<PartOfLayer>& parts = out.by_part[name];
     parts.resize(std::max<size_t>(parts.size(), layer + 1));
     out.weights.resize(std::max<size_t>(out.weights.size(), layer + 1));
