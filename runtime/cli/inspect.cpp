@@ -41,19 +41,9 @@ std::string short_list(const std::vector<T>& values) {
   return out + (values.size() > kShownElements ? fmt::format(", ... {} in all]", values.size()) : "]");
 }
 
-std::string to_json(const Container& container) {
-  const WeightCount totals = count_weights(container);
-  Json out;
-  out["file"] = container.path();
-  out["file_bytes"] = container.file_size();
-  out["fingerprint"] = fmt::format("{:016x}", container.fingerprint());
-  out["parameters"] = totals.weights;
-  out["linear_bpw"] = totals.linear_bits();
-  out["file_bpw"] = totals.file_bits(container.file_size());
+Json tensors_json(const Container& container) {
   const std::map<std::string, float> errors = tensor_errors(container.metadata());
-  out["metadata"] = Json::object();
-  for (const auto& [key, value] : container.metadata().entries()) out["metadata"][key] = value_json(value);
-  out["tensors"] = Json::array();
+  Json out = Json::array();
   for (const Tensor& tensor : container.tensors()) {
     Json entry = {{"name", tensor.name},
                   {"kind", to_string(tensor.kind)},
@@ -69,8 +59,23 @@ std::string to_json(const Container& container) {
       entry["fine_columns"] = tensor.q24.n_fine;
       entry["outliers_per_row"] = tensor.q24.n_slots;
     }
-    out["tensors"].push_back(std::move(entry));
+    out.push_back(std::move(entry));
   }
+  return out;
+}
+
+std::string to_json(const Container& container, bool with_tensors) {
+  const WeightCount totals = count_weights(container);
+  Json out;
+  out["file"] = container.path();
+  out["file_bytes"] = container.file_size();
+  out["fingerprint"] = fmt::format("{:016x}", container.fingerprint());
+  out["parameters"] = totals.weights;
+  out["linear_bpw"] = totals.linear_bits();
+  out["file_bpw"] = totals.file_bits(container.file_size());
+  out["metadata"] = Json::object();
+  for (const auto& [key, value] : container.metadata().entries()) out["metadata"][key] = value_json(value);
+  if (with_tensors) out["tensors"] = tensors_json(container);
   return out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
@@ -107,6 +112,7 @@ std::string to_lines(const Container& container, bool with_tensors) {
 
 // A page replaces a page or an empty file, not the model that a slip puts in its place, a link or a device.
 void check_replaceable(const std::string& path) {
+  if (path.empty()) throw_error(ErrorCode::kInvalidArgument, "the page has no name, expected a file");
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0) return;
   if (!S_ISREG(info.st_mode)) throw_error(ErrorCode::kIo, "{}: exists and is not a regular file", path);
@@ -159,30 +165,36 @@ std::map<std::string, float> tensor_errors(const Metadata& metadata) {
 void add_inspect(CLI::App& root, Action& action) {
   struct Options {
     std::string file, html, ablation;
-    bool json = false, tensors = true;
+    bool has_html = false, json = false, tensors = true;
   };
   const auto options = std::make_shared<Options>();
   CLI::App* const app =
       root.add_subcommand("inspect", "What a file holds: metadata, tensors, bits per weight");
   app->add_option("FILE", options->file, "A .pith file")->required()->type_name("");
-  app->add_flag("--json", options->json, "Print JSON");
-  app->add_option("--html", options->html, "Write a page with charts, and print nothing")->type_name("FILE");
+  CLI::Option* const json = app->add_flag("--json", options->json, "Print JSON");
+  CLI::Option* const html =
+      app->add_option("--html", options->html, "Write a page with charts, and print nothing")
+          ->type_name("FILE")
+          ->excludes(json);
   app->add_option(
          "--ablation", options->ablation,
          "Onto the page: what each lever of the quantizer is worth (make ablation writes ablation.json)")
       ->type_name("FILE")
       ->needs("--html");
   app->add_flag_callback(
-      "--no-tensors", [options] { options->tensors = false; }, "Leave the list of tensors out");
-  app->callback([options, &action] {
+         "--no-tensors", [options] { options->tensors = false; }, "Leave the list of tensors out")
+      ->excludes(html);
+  app->callback([options, html, &action] {
+    options->has_html = html->count() > 0;
     action = [options] {
-      if (!options->html.empty()) check_replaceable(options->html);
+      if (options->has_html) check_replaceable(options->html);
       const Container container = Container::open(options->file);
-      if (!options->html.empty()) {
+      if (options->has_html) {
         write_atomically(options->html, inspect_html(container, options->ablation));
         return kOk;
       }
-      write_output(options->json ? to_json(container) : to_lines(container, options->tensors));
+      write_output(options->json ? to_json(container, options->tensors)
+                                 : to_lines(container, options->tensors));
       return kOk;
     };
   });

@@ -199,6 +199,16 @@ class Inspect(CliTest):
             self.fails(pith("inspect", self.models.small, "--html", path), 1, path, "not a regular file")
         self.assertTrue(link.is_symlink() and fifo.is_fifo())
 
+    def test_the_list_of_tensors_is_left_out(self):
+        whole = json.loads(self.ok(pith("inspect", self.models.small, "--json")).text)
+        del whole["tensors"]
+        self.assertEqual(json.loads(self.ok(pith("inspect", self.models.small, "--json", "--no-tensors")).text), whole)
+        self.assertNotIn("embed ", self.ok(pith("inspect", self.models.small, "--no-tensors")).text)
+
+    def test_a_page_without_a_name_is_refused(self):
+        self.fails(pith("inspect", self.models.small, "--html", "", cwd=self.folder), 2, "the page has no name")
+        self.assertEqual(list(self.folder.iterdir()), [])
+
     def test_quality_is_in_the_file_and_shown(self):
         out = json.loads(self.ok(pith("inspect", self.models.small, "--json")).text)
         for key in ("quality.ppl_ratio", "quality.kl", "quality.linear_bits", "quality.held_out_tokens"):

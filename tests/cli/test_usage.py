@@ -52,6 +52,8 @@ class Usage(CliTest):
                              "--calib-tokens requires --bits below 16: a file of 32 bits is not calibrated"),
                             (["convert", "x", "-o", "y", "--no-calib", "--calib-tokens", "512"],
                              "--calib-tokens excludes --no-calib"),
+                            (["inspect", m, "--html", "x", "--json"], "--json excludes --html"),
+                            (["inspect", m, "--html", "x", "--no-tensors"], "--html excludes --no-tensors"),
                             (["plan", m, "--bits", "3"], "--bits requires --gpus"),
                             (["plan", "--gpus", m], "--gpus plans fixed shapes"),
                             (["plan", "--gpus", "--ctx", "512"], "--gpus plans fixed shapes")):
