@@ -281,6 +281,7 @@ void add_bench(CLI::App& root, Action& action) {
   app->add_flag("--json", command->json, "Print JSON: an object, for several files an array");
   app->add_flag("--markdown", command->markdown, "Print a table: each file on one thread and on every core");
   command->flags.add_session(*app);
+  command->flags.add_access(*app);
   app->callback([command, &action] {
     action = [command] { return command->flags.in_flags_of([&] { return run(*command); }); };
   });

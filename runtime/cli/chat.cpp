@@ -431,6 +431,7 @@ void add_chat(CLI::App& root, Action& action) {
   options->flags.add_stop(*app);
   options->flags.add_sampling(*app);
   options->flags.add_session(*app);
+  options->flags.add_access(*app);
   app->footer(
       "With standard input not a terminal its lines are the user's turns. Replies go to standard output,\n"
       "everything else to standard error. At the prompt, /help lists the commands.");

@@ -36,7 +36,8 @@ void add_verify(CLI::App& root, Action& action);
 // Options that become pith_session_open's key/value strings; the library checks the values.
 class SessionFlags {
  public:
-  void add_session(CLI::App& app);  // --ctx, --threads, --kv, --device, --kernels, --no-mmap, --no-huge-pages
+  void add_session(CLI::App& app);   // --ctx, --threads, --kv, --device, --kernels
+  void add_access(CLI::App& app);    // --no-mmap, --no-huge-pages
   void add_sampling(CLI::App& app);  // --temp ... --seed
   void add_stop(CLI::App& app);      // --stop, any number of them
   CLI::Option* add(CLI::App& app, const std::string& flags, const char* key, const std::string& help);

@@ -110,6 +110,7 @@ void add_eval(CLI::App& root, Action& action) {
       ->needs(task)
       ->needs(json);
   command->flags.add_session(*app);
+  command->flags.add_access(*app);
   app->get_option("--ctx")->description(
       "Tokens in a window (default: 512, or the model's maximum; for a task, what its longest item takes)");
   app->footer(

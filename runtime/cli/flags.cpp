@@ -27,6 +27,9 @@ void SessionFlags::add_session(CLI::App& app) {
   add(app, "--kernels", "kernels",
       "auto, scalar, avx2, avxvnni, avx512-plain, avx512, amx, neon; on cuda registers, async, bulk")
       ->type_name("NAME");
+}
+
+void SessionFlags::add_access(CLI::App& app) {
   const auto access = [&](const char* flag, Container::Access value, const char* help) {
     return app.add_flag_function(
         flag, [this, value](std::int64_t) { access_ = value; }, help);

@@ -83,6 +83,7 @@ void add_run(CLI::App& root, Action& action) {
   options->flags.add_stop(*app);
   options->flags.add_sampling(*app);
   options->flags.add_session(*app);
+  options->flags.add_access(*app);
   app->add_flag("--stats", options->stats, "Speed and seed on standard error");
   app->footer(
       "Without -p and -f the prompt is standard input; one newline at its end is dropped.\n"

@@ -54,6 +54,8 @@ class Usage(CliTest):
                              "--calib-tokens excludes --no-calib"),
                             (["inspect", m, "--html", "x", "--json"], "--json excludes --html"),
                             (["inspect", m, "--html", "x", "--no-tensors"], "--html excludes --no-tensors"),
+                            (["plan", m, "--no-mmap"], "unknown option '--no-mmap'"),
+                            (["plan", m, "--no-huge-pages"], "unknown option '--no-huge-pages'"),
                             (["plan", m, "--bits", "3"], "--bits requires --gpus"),
                             (["plan", "--gpus", m], "--gpus plans fixed shapes"),
                             (["plan", "--gpus", "--ctx", "512"], "--gpus plans fixed shapes")):
