@@ -12,16 +12,16 @@ namespace pith::cli {
 namespace {
 
 struct RunOptions {
-  std::string file, prompt, prompt_file, system;
-  bool has_prompt = false, chat = false, stats = false;
+  std::string file, prompt, prompt_file = "-", system;
+  bool has_prompt = false, has_file = false, chat = false, stats = false;
   SessionFlags flags;
 };
 
 std::string take_prompt(const RunOptions& options) {
   if (options.has_prompt) return options.prompt;
-  if (options.prompt_file.empty() && is_terminal(STDIN_FILENO))
+  if (!options.has_file && is_terminal(STDIN_FILENO))
     throw_error(ErrorCode::kInvalidArgument, "no prompt: give -p TEXT, -f FILE or text on standard input");
-  std::string text = read_text(options.prompt_file.empty() ? "-" : options.prompt_file);
+  std::string text = read_text(options.prompt_file);
   if (text.ends_with('\n')) text.pop_back();  // the newline that ends a text file is not part of the prompt
   return text;
 }
@@ -71,9 +71,10 @@ void add_run(CLI::App& root, Action& action) {
   app->add_option("FILE", options->file, "A .pith file")->required()->type_name("");
   CLI::Option* const prompt =
       app->add_option("-p,--prompt", options->prompt, "The prompt")->type_name("TEXT");
-  app->add_option("-f,--file", options->prompt_file, "Read the prompt from a file, - is standard input")
-      ->type_name("FILE")
-      ->excludes(prompt);
+  CLI::Option* const file =
+      app->add_option("-f,--file", options->prompt_file, "Read the prompt from a file, - is standard input")
+          ->type_name("FILE")
+          ->excludes(prompt);
   options->flags
       .add(*app, "-n,--tokens", "max_tokens", "At most N tokens (default and 0: until the model ends)")
       ->type_name("N");
@@ -88,8 +89,9 @@ void add_run(CLI::App& root, Action& action) {
   app->footer(
       "Without -p and -f the prompt is standard input; one newline at its end is dropped.\n"
       "Example: pith run model.pith -p 'Once upon a time' -n 64 --temp 0");
-  app->callback([options, prompt, &action] {
+  app->callback([options, prompt, file, &action] {
     options->has_prompt = prompt->count() > 0;
+    options->has_file = file->count() > 0;
     action = [options] { return run(*options); };
   });
 }

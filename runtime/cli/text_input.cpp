@@ -14,6 +14,8 @@ namespace pith::cli {
 constexpr size_t kMaxTextBytes = 1 << 30;  // as much as can be tokenized
 
 std::string read_text(const std::string& path) {
+  if (path.empty())
+    throw_error(ErrorCode::kInvalidArgument, "the name of the text's file is empty, expected a file or -");
   const bool is_stdin = path == "-";
   const std::string name = is_stdin ? "standard input" : path;
   const int fd = is_stdin ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);

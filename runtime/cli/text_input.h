@@ -5,7 +5,8 @@
 
 namespace pith::cli {
 
-// The whole of a file, or of standard input for "-", at most 1 GiB. Throws kIo naming path and cause.
+// The whole of a file, or of standard input for "-", at most 1 GiB. Throws kIo naming path and cause, kInvalidArgument
+// for a path that is empty.
 std::string read_text(const std::string& path);
 
 // For texts that the C API takes as strings. what: "the message". Throws kInvalidArgument naming it and where the byte is.

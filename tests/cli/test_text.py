@@ -24,6 +24,7 @@ class Run(CliTest):
         self.assertEqual(self.ok(pith(*words, stdin=b"Hello there\n")).out, expected)
         self.assertEqual(self.ok(pith(*words, "-f", "-", stdin=b"Hello there")).out, expected)
         self.fails(pith(*words, "-p", "x", "-f", path), 2)
+        self.fails(pith(*words, "-f", "", stdin=b"Hello there\n"), 2, "the name of the text's file is empty")
 
     def test_standard_output_is_whole_utf8_and_nothing_else(self):
         result = self.ok(pith("run", self.models.full, "-p", "Once", "-n", "200", "--temp", "2", "--seed", "11"))
