@@ -38,14 +38,15 @@ std::string to_lines(const CompareResult& r) {
       "nll             {:.4f}\n"
       "ppl             {:.3f}\n"
       "reference ppl   {:.3f}\n"
-      "ppl ratio       {:.4f} +- {:.4f}\n"
-      "KL mean         {:.5f} +- {:.5f}\n"
+      "ppl ratio       {:.4f}{}\n"
+      "KL mean         {:.5f}{}\n"
       "KL median       {:.5f}\n"
       "KL 99 %         {:.5f}\n"
       "KL max          {:.5f}\n"
       "top-1 agreement {:.2f} %\n",
-      r.model.n_tokens, r.model.nll, r.model.ppl(), r.reference.ppl(), r.ppl_ratio, r.ppl_ratio_se, r.kl_mean,
-      r.kl_mean_se, r.kl_median, r.kl_p99, r.kl_max, 100 * r.top1_agreement);
+      r.model.n_tokens, r.model.nll, r.model.ppl(), r.reference.ppl(), r.ppl_ratio,
+      plus_minus(r.ppl_ratio_se, 4), r.kl_mean, plus_minus(r.kl_mean_se, 5), r.kl_median, r.kl_p99, r.kl_max,
+      100 * r.top1_agreement);
 }
 
 std::string show(const EvalResult& r, bool json) {

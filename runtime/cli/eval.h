@@ -24,6 +24,11 @@ inline nlohmann::json finite(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
 }
 
+// " +- 0.12" in lines, the figure `width` wide; nothing for NaN.
+inline std::string plus_minus(double error, int n_digits, int width = 0) {
+  return std::isfinite(error) ? fmt::format(" +- {:>{}.{}f}", error, width, n_digits) : "";
+}
+
 // The output of `pith eval --task`.
 std::string evaluate_task_file(const EvalCommand& command);
 

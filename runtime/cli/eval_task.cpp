@@ -69,13 +69,13 @@ std::string to_json(const Task& task, const TaskResult& result, const TaskResult
 
 std::string lines_of(const std::string& prefix, const Task& task, const TaskResult& result) {
   const auto share = [&](const char* name, const Accuracy& accuracy) {
-    return fmt::format("{:<15} {:.2f} +- {:.2f} %\n", prefix + name, 100 * accuracy.value(),
-                       100 * accuracy.standard_error());
+    return fmt::format("{:<15} {:.2f}{} %\n", prefix + name, 100 * accuracy.value(),
+                       plus_minus(100 * accuracy.standard_error(), 2));
   };
   std::string out = share("acc", result.acc);
   if (task.normalizes) out += share("acc_norm", result.acc_norm);
   if (task.completes)
-    out += fmt::format("{:<15} {:.3f} +- {:.3f}\n", prefix + "ppl", result.ppl, result.ppl_se);
+    out += fmt::format("{:<15} {:.3f}{}\n", prefix + "ppl", result.ppl, plus_minus(result.ppl_se, 3));
   return out;
 }
 
@@ -94,9 +94,10 @@ std::string to_lines(const Task& task, const TaskResult& result, const TaskResul
                      reference != nullptr ? "   reference" : "");
   for (size_t g = 0; g < task.groups.size(); ++g) {
     const Accuracy& acc = result.groups[g];
-    out += fmt::format("{:<52} {:>5} {:>6.2f} +- {:>5.2f}", task.groups[g], acc.n_items, 100 * acc.value(),
-                       100 * acc.standard_error());
-    out += reference != nullptr ? fmt::format("{:>12.2f}\n", 100 * reference->groups[g].value()) : "\n";
+    const std::string error = plus_minus(100 * acc.standard_error(), 2, 5);
+    out += fmt::format("{:<52} {:>5} {:>6.2f}", task.groups[g], acc.n_items, 100 * acc.value());
+    out += reference == nullptr ? error + "\n"
+                                : fmt::format("{:<9}{:>12.2f}\n", error, 100 * reference->groups[g].value());
   }
   return out;
 }

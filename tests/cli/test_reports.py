@@ -86,6 +86,25 @@ class Tasks(CliTest):
                                       "1", "--json")).text)
         self.assertEqual({name: group["items"] for name, group in out["groups"].items()}, {"one": 1, "two": 1})
 
+    def test_an_error_that_is_not_defined_is_left_out(self):
+        model = ["eval", self.models.small, "--against", self.models.full]
+        text = self.ok(pith(*model, "--task", "arc-easy", "--data", self.data(ARC[:1]))).text
+        self.assertRegex(text, r"\nacc +\d+\.00 %\nacc_norm +\d+\.00 %\n")
+        self.assertRegex(text, r"\nreference acc +\d+\.00 %\n")
+        text = self.ok(pith(*model, "--task", "lambada", "--data", self.data([{"text": "It is wet"}]))).text
+        self.assertRegex(text, r"\nppl +[0-9.]+\n")
+        (self.folder / "blimp").mkdir()
+        for name in ("one", "two"):
+            self.data([{"sentence_good": "A dog barks.", "sentence_bad": "A dog bark.", "UID": name}],
+                      f"blimp/{name}.jsonl")
+        blimp = ["--task", "blimp", "--data", self.folder / "blimp"]
+        self.assertRegex(self.ok(pith(*model, *blimp)).text, r"\none +1 +\d+\.00 {11,}\d+\.00\n")
+        self.assertRegex(self.ok(pith(*model[:2], *blimp)).text, r"\none +1 +\d+\.00\n")
+        window = self.folder / "window.txt"
+        window.write_text("The quick brown fox jumps.")
+        text = self.ok(pith(*model, "--text", window, "--ctx", "16")).text
+        self.assertRegex(text, r"\nppl ratio +[0-9.]+\nKL mean +[0-9.]+\n")
+
     def test_a_task_is_refused_with_what_is_wrong(self):
         model, data = self.models.full, self.data(ARC)
         self.fails(pith("eval", model), 2, "--text", "--task")
