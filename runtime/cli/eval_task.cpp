@@ -109,11 +109,14 @@ std::string evaluate_task_file(const EvalCommand& command) {
   Progress progress("items");
   TaskOptions options;
   options.session = command.flags.session_options();
-  options.progress = [&](uint64_t done, uint64_t total) { progress.update(task.name, done, total); };
+  std::string stage = task.name;  // another for the reference, whose time left is its own
+  options.progress = [&](uint64_t done, uint64_t total) { progress.update(stage, done, total); };
   const TaskResult result = evaluate_task(Model::open(command.file, command.flags.access()), task, options);
   TaskResult reference;
-  if (!command.against.empty())
+  if (!command.against.empty()) {
+    stage = "reference " + task.name;
     reference = evaluate_task(Model::open(command.against, command.flags.access()), task, options);
+  }
   progress.clear();
   const TaskResult* const beside = command.against.empty() ? nullptr : &reference;
   return command.json ? to_json(task, result, beside, command.items) : to_lines(task, result, beside);

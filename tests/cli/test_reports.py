@@ -74,9 +74,11 @@ class Tasks(CliTest):
         out = json.loads(self.ok(pith("eval", self.models.full, "--against", self.models.full, "--task", "arc-easy",
                                       "--data", self.data(ARC), "--json")).text)
         self.assertEqual((out["same_choice"], out["ref_acc"]), (1, out["acc"]))
-        text = self.ok(pith("eval", self.models.small, "--against", self.models.full, "--task", "arc-easy", "--data",
-                            self.data(ARC))).text
-        self.assertIn("same choice", text)
+        result = self.ok(pith("eval", self.models.small, "--against", self.models.full, "--task", "arc-easy", "--data",
+                              self.data(ARC)))
+        self.assertIn("same choice", result.text)
+        stages = [f"{stage}: {share} %" for stage in ("arc-easy", "reference arc-easy") for share in (50, 100)]
+        self.assertEqual(result.message.splitlines(), stages)
 
     def test_blimp_reads_a_folder_and_names_each_phenomenon(self):
         for name in ("one", "two"):
