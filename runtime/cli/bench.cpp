@@ -132,7 +132,8 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
     if (f.n_tokens == 0) continue;
     generation.push_back(generation_seconds());
     if (on_cpu) {
-      bandwidth.push_back(cpu::measure_read_bandwidth(resolved.n_threads, resolved.kernels));
+      bandwidth.push_back(
+          cpu::measure_read_bandwidth(resolved.n_threads, static_cast<uint64_t>(n_bytes), resolved.kernels));
       bandwidth_share.push_back(n_bytes * f.n_tokens / generation.back() / bandwidth.back());
     }
   }

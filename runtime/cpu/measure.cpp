@@ -26,13 +26,13 @@ double best_seconds(int n_passes, F&& pass) {
 
 }  // namespace
 
-double measure_read_bandwidth(uint32_t n_threads, const std::string& kernels) {
-  constexpr uint64_t kBytes = 256 << 20;
+double measure_read_bandwidth(uint32_t n_threads, uint64_t n_bytes, const std::string& kernels) {
+  n_bytes = std::clamp<uint64_t>(n_bytes, 256 << 20, 1 << 30);
   const Kernels& k = select_kernels(kernels);
   ThreadPool pool(n_threads);
-  Arena arena(kBytes);
-  uint8_t* const data = arena.take<uint8_t>(kBytes);
-  const uint64_t share = kBytes / pool.n_threads() / 4096 * 4096;
+  Arena arena(n_bytes);
+  uint8_t* const data = arena.take<uint8_t>(n_bytes);
+  const uint64_t share = n_bytes / pool.n_threads() / 4096 * 4096;
   pool.run([&](uint32_t thread) {  // each thread touches its part first
     std::fill_n(data + thread * share, share, uint8_t{1});
   });
