@@ -156,6 +156,33 @@ TEST_CASE("the same ids give the same bits for any kernels, threads and chunks")
     }
 }
 
+TEST_CASE("a mixture of experts gives the same bits token by token and in chunks") {
+  for (const TensorKind kind : {TensorKind::kQ24, TensorKind::kBF16})
+    for (ModelSpec spec : {plain_spec(), everything_spec()}) {
+      spec.n_experts = 7, spec.n_active_experts = 3;
+      spec.dim = 200, spec.ffn_dim = 150;  // two blocks of columns
+      const Fixture f(spec, {.kind = kind});
+      const std::vector<int32_t> ids = random_ids(40, spec.vocab_size);
+      SessionOptions options;
+      options.n_threads = 1;
+      options.prefill_chunk = 40;
+      Session first(f.model, options);
+      const std::vector<float> reference = all_logits(first, ids);
+      const std::span<const float> last = std::span(reference).last(spec.vocab_size);
+      options.small_step = 0;
+      for (const cpu::Kernels* kernels : cpu::supported_kernels())
+        for (const uint32_t n_threads : {1u, 2u, 5u}) {
+          options.kernels = kernels->name;
+          options.n_threads = n_threads;
+          options.prefill_chunk = 1;
+          CAPTURE(to_string(kind), kernels->name, n_threads);
+          Session session(f.model, options);
+          session.sync(ids);
+          CHECK(same_bits(session.logits(), last));
+        }
+    }
+}
+
 TEST_CASE("a session's logits do not depend on what was there before") {
   const Fixture f(plain_spec(), {.kind = TensorKind::kQ24});
   const std::vector<int32_t> ids = random_ids(50, f.spec.vocab_size),

@@ -205,15 +205,19 @@ void CpuBackend::attn_out(uint32_t layer) {
   });
 }
 
+// Of a panel from row `first` on: 16 rows of gate, 16 of up.
+void CpuBackend::store_gate(uint32_t first, const float* bias, const Input& in, float* y, float* hidden) {
+  const uint32_t lanes = in.n_lanes, col = first / 2, n_cols = std::min(16u, spec_.ffn_dim - col);
+  add_bias(bias, first, kPanelRows, lanes, y);
+  kernels_.gate(spec_.activation, y, y + 16 * lanes, 16 * lanes, y);
+  kernels_.store(y, lanes, n_cols, in.n_tokens, 1, false, hidden + col, spec_.ffn_dim);
+}
+
 // hidden [n_tokens, ffn_dim] = act(gate) * up
 void CpuBackend::gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in,
                          float* hidden) {
-  multiply(thread, m, in, [&](uint32_t first, uint32_t, float* y) {
-    const uint32_t lanes = in.n_lanes, col = first / 2, n_cols = std::min(16u, spec_.ffn_dim - col);
-    add_bias(bias, first, kPanelRows, lanes, y);
-    kernels_.gate(spec_.activation, y, y + 16 * lanes, 16 * lanes, y);  // 16 rows of gate, 16 of up
-    kernels_.store(y, lanes, n_cols, in.n_tokens, 1, false, hidden + col, spec_.ffn_dim);
-  });
+  multiply(thread, m, in,
+           [&](uint32_t first, uint32_t, float* y) { store_gate(first, bias, in, y, hidden); });
 }
 
 void CpuBackend::ffn_in(uint32_t layer) {

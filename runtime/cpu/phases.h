@@ -53,6 +53,8 @@ class CpuBackend final : public Backend {
   Input prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                 const float* norm);
   template <typename Store>
+  void multiply_panel(uint32_t thread, const Matrix& m, uint32_t panel, const Input& in, Store&& store);
+  template <typename Store>
   void multiply(uint32_t thread, const Matrix& m, const Input& in, Store&& store);
   static void add_bias(const float* bias, uint32_t first, uint32_t n_rows, uint32_t n_lanes, float* y);
   void add_branch(uint32_t thread, const Matrix& m, const Input& in, const float* bias,
@@ -60,10 +62,17 @@ class CpuBackend final : public Backend {
   void add_post_normed(uint32_t thread, uint32_t n_tokens, const float* post_norm);
   void finish_token(const LayerWeights& w, uint32_t layer, uint32_t token, uint32_t head);
   void finish_head(uint32_t thread, uint32_t layer, uint32_t head, float* sums, float* out);
+  void store_gate(uint32_t first, const float* bias, const Input& in, float* y, float* hidden);
   void gate_up(uint32_t thread, const Matrix& m, const float* bias, const Input& in, float* hidden);
+  void choose_for_tokens(uint32_t thread, const LayerWeights& w);
   void sort_by_expert();
   void experts_in(uint32_t layer);
   void experts_out(uint32_t layer);
+  Input input_of_slot(uint32_t slot, const float* x) const;
+  template <typename MatrixOf, typename RowOf>
+  void quantize_slots(uint32_t thread, MatrixOf&& matrix_of, RowOf&& row_of);
+  void one_token_in(uint32_t layer);
+  void one_token_out(uint32_t layer);
   void attend_one(uint32_t thread, uint32_t layer);
   void attend_tile(uint32_t thread, uint32_t layer, uint32_t kv_head, uint32_t first_token,
                    uint32_t n_tokens);
@@ -89,16 +98,20 @@ class CpuBackend final : public Backend {
   std::chrono::steady_clock::time_point begin_;
 };
 
-// Calls store(first_row, n_rows, y) for the panels that fall to this thread; y is [32, n_lanes].
+// Calls store(first_row, n_rows, y) for a panel; y is [32, n_lanes].
+template <typename Store>
+void CpuBackend::multiply_panel(uint32_t thread, const Matrix& m, uint32_t panel, const Input& in,
+                                Store&& store) {
+  float* const y = scratch_.y + thread * scratch_.y_stride;
+  kernels_.panel(m, panel, in, scratch_.panel + thread * scratch_.panel_stride, y);
+  const uint32_t first = panel * kPanelRows;
+  store(first, std::min(kPanelRows, m.n_rows - first), y);
+}
+
+// The same for the panels that fall to this thread.
 template <typename Store>
 void CpuBackend::multiply(uint32_t thread, const Matrix& m, const Input& in, Store&& store) {
-  float* const y = scratch_.y + thread * scratch_.y_stride;
-  uint8_t* const panel_scratch = scratch_.panel + thread * scratch_.panel_stride;
-  pool_.for_each(thread, m.n_panels(), [&](uint32_t p) {
-    kernels_.panel(m, p, in, panel_scratch, y);
-    const uint32_t first = p * kPanelRows;
-    store(first, std::min(kPanelRows, m.n_rows - first), y);
-  });
+  pool_.for_each(thread, m.n_panels(), [&](uint32_t p) { multiply_panel(thread, m, p, in, store); });
 }
 
 }  // namespace pith::cpu

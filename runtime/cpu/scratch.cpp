@@ -33,11 +33,12 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, 
     slots = arena.take<Slot>(n * chosen_per_token);
     slot_of = arena.take<ExpertShare>(n * chosen_per_token);
   }
-  a = arena.take<int8_t>(lanes * weights.max_padded_cols + 64);
-  const uint64_t blocks = (weights.max_padded_cols + kBlock - 1) / kBlock;
-  sums = arena.take<int16_t>(lanes * blocks * (kBlock / 16));
-  scales = arena.take<float>(lanes * blocks);
-  x_hat = arena.take<float>(weights.max_padded_cols);
+  max_blocks = (weights.max_padded_cols + kBlock - 1) / kBlock;
+  const uint64_t n_blocks = std::max(lanes, chosen_per_token) * max_blocks;
+  a = arena.take<int8_t>(n_blocks * kBlock + 64);
+  sums = arena.take<int16_t>(n_blocks * (kBlock / 16));
+  scales = arena.take<float>(n_blocks);
+  x_hat = arena.take<float>(chosen_per_token * max_blocks * kBlock);
   thread_row = arena.take<float>(t * thread_stride);
   y = arena.take<float>(t * y_stride);
   panel = arena.take<uint8_t>(t * panel_stride);

@@ -32,7 +32,10 @@ struct Scratch {
   uint32_t* expert_begin = nullptr;  // [n_experts + 1] into slots
   Slot* slots = nullptr;             // [n * n_active_experts]
   ExpertShare* slot_of = nullptr;    // [n, n_active_experts], experts ascending
-  int8_t* a;                         // quantized input of the current matrix: Input
+  // Quantized input of the current matrix: Input. For one token of a mixture of experts there is one for each of its experts,
+  // a stride of max_blocks blocks apart.
+  uint32_t max_blocks;
+  int8_t* a;
   int16_t* sums;
   float* scales;
   float* x_hat;
