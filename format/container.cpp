@@ -173,11 +173,11 @@ Container Container::open(const std::string& path, Access access, Io& io) {
   return container;
 }
 
-void Container::move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const {
-  if (!can_move_) return;
+uint64_t Container::move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const {
+  if (!can_move_) return 0;
   const auto cut = [&](uint32_t i) { return tensor.size_bytes / n_parts * i; };
   const uint64_t end = part + 1 == n_parts ? tensor.size_bytes : cut(part + 1);
-  file_.move_to_huge_pages(tensor.data + cut(part), end - cut(part));
+  return file_.move_to_huge_pages(tensor.data + cut(part), end - cut(part));
 }
 
 Container Container::from_bytes(std::span<const uint8_t> bytes, const std::string& name) {

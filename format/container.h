@@ -65,7 +65,7 @@ class Container {
   bool can_move() const { return can_move_; }
   // Of the file's bytes those that are this process's own memory: all of a kRead file, of a mapping what was moved.
   uint64_t own_bytes() const { return file_.own_bytes(); }
-  void move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const;
+  uint64_t move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const;
 
   // Recomputes the tensor's checksum and checks its content. Throws kFormat naming the tensor.
   void verify_tensor(const Tensor& tensor) const;

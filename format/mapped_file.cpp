@@ -66,19 +66,27 @@ void MappedFile::expect_scattered_reads(bool scattered) const {
   if (mapped_) madvise(data_, size_, scattered ? MADV_RANDOM : MADV_NORMAL);
 }
 
-void MappedFile::move_to_huge_pages(const uint8_t* data, size_t size_bytes) const {
-  if (!mapped_) return;
+uint64_t MappedFile::move_to_huge_pages(const uint8_t* data, size_t size_bytes) const {
+  if (!mapped_) return 0;
   uint8_t* const first = round_up(data_);
+  const auto is_moved = [&](const uint8_t* page) -> std::atomic<bool>& {
+    return is_moved_[static_cast<size_t>(page - first) / kHugePage];
+  };
   const uint8_t* const end = std::min(round_up(data + size_bytes), round_up(data_ + size_ + 1) - kHugePage);
+  uint64_t n_moved = 0;
   // Neighbours that nobody has taken yet go together: the system allows a process some 65,000 mappings.
   for (uint8_t* run = round_up(data); run < end; run += kHugePage) {
     uint8_t* run_end = run;
-    while (run_end < end && !is_moved_[static_cast<size_t>(run_end - first) / kHugePage].exchange(true))
-      run_end += kHugePage;
+    while (run_end < end && !is_moved(run_end).exchange(true)) run_end += kHugePage;
     if (run_end == run) continue;
-    if (!replace(run, static_cast<size_t>(run_end - run))) return;
+    if (!replace(run, static_cast<size_t>(run_end - run))) {
+      for (; run < run_end; run += kHugePage) is_moved(run) = false;
+      break;
+    }
+    n_moved += static_cast<uint64_t>(run_end - run);
     run = run_end;  // the page there is the end, or another's
   }
+  return n_moved;
 }
 
 uint64_t MappedFile::own_bytes() const {

@@ -38,8 +38,9 @@ class MappedFile {
 
   // Moves a mapping's bytes into huge pages of the process's own: all of those of kHugePage bytes that begin among
   // these bytes and end within the file, each once whoever asks. Addresses and content stay, so others may read the
-  // same bytes meanwhile. What cannot be moved stays as it is. Does nothing to a heap copy. Any thread.
-  void move_to_huge_pages(const uint8_t* data, size_t size_bytes) const;
+  // same bytes meanwhile. What cannot be moved stays as it is. Does nothing to a heap copy. Returns how many bytes it
+  // moved. Any thread.
+  uint64_t move_to_huge_pages(const uint8_t* data, size_t size_bytes) const;
   static constexpr size_t kHugePage = 2 << 20;
 
  private:

@@ -163,6 +163,7 @@ TEST_CASE("where the system refuses, the file's pages stay and no memory is kept
     move_all(file);
     CHECK((io.n_mapped > 0) != refuses_memory);
     CHECK(io.n_unmapped == io.n_mapped);
+    CHECK(file.own_bytes() == 0);
     CHECK(same(file, content));
     for (const uint8_t* page : huge_pages(file)) CHECK(is_file_backed(page));
   }

@@ -95,6 +95,17 @@ TEST_CASE("the first batch moves nothing, each token after it a part, and in the
   CHECK(f.count({"embed"}).moved == 0);  // of which a token reads a row
 }
 
+TEST_CASE("sessions that are closed after a few tokens go on where others stopped") {
+  Fixture f;
+  for (int session = 0; session < 16; ++session) {
+    WeightPages pages = f.pages(2);
+    pages.move_some(1, f.pool);
+    pages.move_some(1, f.pool);
+  }
+  CHECK(f.count(kLayers).moved == f.count(kLayers).all);
+  CHECK(f.count({"head"}).moved == f.count({"head"}).all);
+}
+
 TEST_CASE("a batch of many tokens moves a quarter") {
   Fixture f;
   WeightPages pages = f.pages(2);

@@ -2,6 +2,7 @@
 #include "runtime/cpu/weight_pages.h"
 
 #include <algorithm>
+#include <atomic>
 #include <new>
 #include <utility>
 
@@ -29,7 +30,6 @@ WeightPages::WeightPages(const Model& model, uint32_t n_layers, std::string root
       add(layer_tensor(layer, part), layer);
   const ModelSpec& spec = model.spec();
   if (n_layers == spec.n_layers) add(spec.tied_embeddings ? "embed" : "head", n_layers);
-  n_bytes_left_ = n_bytes_;
   const bool moves = container_.can_move() && n_bytes_ >= MappedFile::kHugePage && has_huge_pages(root_);
   n_moved_ = moves ? 0 : tensors_.size();
 }
@@ -43,7 +43,8 @@ void WeightPages::read_ahead(uint32_t layer) {
 bool WeightPages::memory_is_plenty() const {
   try {
     const uint64_t available = available_memory(root_, false);
-    return available >= n_bytes_ && available - n_bytes_ >= n_bytes_left_;
+    const uint64_t n_left = n_bytes_ - std::min(n_bytes_, container_.own_bytes());
+    return available >= n_bytes_ && available - n_bytes_ >= n_left;
   } catch (const std::bad_alloc&) {
     return false;
   }
@@ -60,17 +61,14 @@ void WeightPages::move_some(uint32_t n_tokens, ThreadPool& pool) {
     return;
   }
   const uint64_t n_wanted = n_bytes_ / 16 * std::clamp(n_tokens / 64, 1u, 4u);
-  const size_t begin = n_moved_;
-  for (uint64_t n = 0; n < n_wanted && n_moved_ < tensors_.size(); ++n_moved_) {
-    n += tensors_[n_moved_].tensor->size_bytes;
-    n_bytes_left_ -= tensors_[n_moved_].tensor->size_bytes;
-  }
   const auto n_most = std::max<uint32_t>(kMaxMappings / static_cast<uint32_t>(tensors_.size()), 1);
   const uint32_t n_parts = std::min(pool.n_threads(), n_most);
-  pool.run([&](uint32_t thread) {
-    for (size_t i = begin; i < n_moved_ && thread < n_parts; ++i)
-      container_.move_to_huge_pages(*tensors_[i].tensor, thread, n_parts);
-  });
+  std::atomic<uint64_t> n_bytes{0};  // nothing where another session has moved them
+  for (; n_bytes < n_wanted && n_moved_ < tensors_.size(); ++n_moved_)
+    pool.run([&](uint32_t thread) {
+      if (thread < n_parts)
+        n_bytes += container_.move_to_huge_pages(*tensors_[n_moved_].tensor, thread, n_parts);
+    });
 }
 
 }  // namespace pith::cpu
