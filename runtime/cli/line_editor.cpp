@@ -17,6 +17,7 @@
 #include <cwchar>
 #include <filesystem>
 #include <string_view>
+#include <vector>
 
 #include "format/error.h"
 
@@ -62,36 +63,53 @@ bool is_named(int fd, const std::string& path) {
          opened.st_ino == named.st_ino;
 }
 
-// The file, made when absent, which no other chat writes until it is closed; -1 when that fails. A chat that was stopped while it
-// wrote must not stop the others for good.
-int open_alone(const std::string& path) {
-  constexpr int kAttempts = 500, kPauseMs = 10;
+// Where the history is kept, links followed, so that the link stays and what it leads to is replaced. "" where that is no file
+// that can be read to its end and replaced: a pipe, a device, a link that leads nowhere.
+std::string resolved(const std::string& path) {
+  if (path.empty()) return "";
+  std::error_code error;
+  const std::filesystem::path file = std::filesystem::weakly_canonical(path, error);
+  if (error) return "";
+  const std::filesystem::file_type type = std::filesystem::symlink_status(file, error).type();
+  const bool is_fit =
+      type == std::filesystem::file_type::regular || type == std::filesystem::file_type::not_found;
+  return is_fit ? file.string() : "";
+}
+
+// False while another chat writes the file, after a moment's wait: the prompt does not wait for one that was stopped while it
+// wrote. Otherwise none does until `fd` is closed; -1 where the file cannot be opened, though it may still be replaced. It is
+// made when absent.
+bool open_alone(const std::string& path, int& fd) {
+  constexpr int kAttempts = 30, kPauseMs = 10;
   for (int i = 0; i < kAttempts; ++i) {
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) return -1;
+    fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 && errno == EACCES) fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);  // enough for the lock
+    if (fd < 0) return true;
     const bool is_alone = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;  // or no locks here
-    if (is_alone && is_named(fd, path)) return fd;
+    if (is_alone && is_named(fd, path)) return true;
     ::close(fd);
     if (!is_alone) poll(nullptr, 0, kPauseMs);
   }
-  return -1;
+  return false;
 }
 
 // Written beside it and renamed, so that the old one is there until the new one is whole; made with its final mode, so that
-// what was typed is never readable by others, not even for a moment.
-void save_history(History* history, const std::string& path) {
+// what was typed is never readable by others, not even for a moment. False when that fails.
+bool save_history(History* history, const std::string& path) {
   const std::string beside = fmt::format("{}.{}", path, getpid());
   const int fd = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (fd < 0) return;
+  if (fd < 0) return false;
   std::FILE* const file = ::fdopen(fd, "w");
   if (file == nullptr) {
     ::close(fd);
-    return;
+    ::unlink(beside.c_str());
+    return false;
   }
   HistEvent event;
   const bool written = ::history(history, &event, H_SAVE_FP, file) >= 0 && std::ferror(file) == 0;
-  if (std::fclose(file) != 0 || !written || std::rename(beside.c_str(), path.c_str()) != 0)
-    ::unlink(beside.c_str());
+  if (std::fclose(file) == 0 && written && std::rename(beside.c_str(), path.c_str()) == 0) return true;
+  ::unlink(beside.c_str());
+  return false;
 }
 
 }  // namespace
@@ -100,6 +118,7 @@ struct LineEditor::Impl {
   EditLine* editor = nullptr;
   History* history = nullptr;
   std::string history_file, prompt;
+  std::vector<std::string> unsaved;  // lines of this chat that are not in the file yet
   int interrupt_fd = -1;
   bool saw_interrupt = false;
   std::string pending;  // read ahead of what libedit was given
@@ -177,6 +196,20 @@ struct LineEditor::Impl {
       return 1;
     }
   }
+
+  // What is in the file by now, and the lines that are not. Where that is no history, or an empty file, what this chat knows.
+  void save() {
+    if (history_file.empty() || unsaved.empty()) return;
+    int lock;
+    if (!open_alone(history_file, lock)) return;
+    HistEvent event;
+    const std::unique_ptr<History, void (*)(History*)> all(new_history(), history_end);
+    const bool is_read = all != nullptr && ::history(all.get(), &event, H_LOAD, history_file.c_str()) >= 0;
+    if (is_read)
+      for (const std::string& entry : unsaved) ::history(all.get(), &event, H_ENTER, entry.c_str());
+    if (save_history(is_read ? all.get() : history, history_file)) unsaved.clear();
+    if (lock >= 0) ::close(lock);
+  }
 };
 
 LineEditor::LineEditor(const std::string& history_path) : impl_(std::make_unique<Impl>()) {
@@ -192,13 +225,15 @@ LineEditor::LineEditor(const std::string& history_path) : impl_(std::make_unique
   el_set(impl_->editor, EL_BIND, "\x12", "em-inc-search-prev", nullptr);  // Ctrl-R
   el_source(impl_->editor, nullptr);                                      // ~/.editrc
   HistEvent event;
-  impl_->history_file = history_path;
-  if (!history_path.empty()) ::history(impl_->history, &event, H_LOAD, history_path.c_str());
+  impl_->history_file = resolved(history_path);
+  if (!impl_->history_file.empty()) ::history(impl_->history, &event, H_LOAD, impl_->history_file.c_str());
 }
 
 LineEditor::~LineEditor() {
   if (impl_->editor != nullptr) el_end(impl_->editor);
-  if (impl_->history != nullptr) history_end(impl_->history);
+  if (impl_->history == nullptr) return;
+  impl_->save();
+  history_end(impl_->history);
 }
 
 LineEditor::Event LineEditor::read(const std::string& prompt, std::string& line, int interrupt_fd) {
@@ -226,18 +261,8 @@ void LineEditor::remember(const std::string& line) {
   HistEvent event;
   const std::string entry = replaced(line, "\n", kNewlineSignUtf8);
   ::history(impl_->history, &event, H_ENTER, entry.c_str());
-  if (impl_->history_file.empty()) return;
-  const int lock = open_alone(impl_->history_file);
-  if (lock < 0) return;
-  // What is in the file by now, and this line. Where that is no history, or an empty file, what this chat knows.
-  const std::unique_ptr<History, void (*)(History*)> all(new_history(), history_end);
-  if (all != nullptr && ::history(all.get(), &event, H_LOAD, impl_->history_file.c_str()) >= 0) {
-    ::history(all.get(), &event, H_ENTER, entry.c_str());
-    save_history(all.get(), impl_->history_file);
-  } else {
-    save_history(impl_->history, impl_->history_file);
-  }
-  ::close(lock);
+  impl_->unsaved.push_back(entry);
+  impl_->save();
 }
 
 std::string history_path() {

@@ -11,7 +11,8 @@ class LineEditor {
   enum class Event { kLine, kInterrupt /* Ctrl-C */, kEnd /* Ctrl-D on an empty line */ };
 
   // history_path: read now; remember() adds a line to what is in it then, other chats' lines too, and writes it with mode
-  // 0600. "" = history in memory only.
+  // 0600. A line that could not be saved goes out with the next one, or at the end. "", or what is neither a file nor absent =
+  // history in memory only.
   explicit LineEditor(const std::string& history_path);
   ~LineEditor();
 

@@ -218,7 +218,10 @@ class Terminal(CliTest):
         if self.pid is not None:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        os.close(self.fd)
+            self.pid = None
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
     def expect(self, pattern, seconds=60):
         """Reads until the pattern appears; takes and returns what came before it."""
@@ -295,7 +298,8 @@ class Terminal(CliTest):
         with open(history) as other:  # another chat, which adds its line and is not done yet
             fcntl.flock(other, fcntl.LOCK_EX)
             self.type("/set\n")
-            time.sleep(0.3)
+            self.expect(r"/set\r?\n")
+            time.sleep(0.35)
             self.assertNotIn("/set", history.read_text())
             beside = history.with_name("beside")
             beside.write_text(history.read_text() + "elsewhere\n")
@@ -305,6 +309,75 @@ class Terminal(CliTest):
         self.assertEqual(self.exit_code(), 0)
         self.assertEqual(history.read_text(), "_HiStOrY_V2_\n/stats\nelsewhere\n/set\n")
         self.assertEqual(history.stat().st_mode & 0o777, 0o600)
+
+    def test_a_line_that_could_not_be_saved_is_saved_with_the_next_one(self):
+        history = self.folder / "pith" / "history"
+        history.parent.mkdir()
+        history.write_text("_HiStOrY_V2_\nearlier\n")
+        self.start(self.models.full)
+        self.expect(r"> ")
+        with open(history) as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            for _ in range(2):
+                self.type("/stats\n")
+                self.expect(r"0 turns\r?\n")  # without waiting for the other one
+                self.expect(r"> ")
+            self.assertEqual(history.read_text(), "_HiStOrY_V2_\nearlier\n")
+        self.type("/help\n")
+        self.expect(r"/quit")
+        self.expect(r"> ")
+        self.assertEqual(history.read_text(), "_HiStOrY_V2_\nearlier\n/stats\n/help\n")
+        with open(history) as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            self.type("/set\n")
+            self.expect(r"temp")
+            self.expect(r"> ")
+        self.type("\x04")
+        self.assertEqual(self.exit_code(), 0)
+        self.assertEqual(history.read_text(), "_HiStOrY_V2_\nearlier\n/stats\n/help\n/set\n")
+
+    def test_a_history_that_may_only_be_read_is_replaced(self):
+        history = self.folder / "pith" / "history"
+        history.parent.mkdir()
+        history.write_text("_HiStOrY_V2_\nearlier\n")
+        history.chmod(0o444)
+        self.says_stats_and_leaves()
+        self.assertEqual(history.read_text(), "_HiStOrY_V2_\nearlier\n/stats\n")
+        self.assertEqual(history.stat().st_mode & 0o777, 0o600)
+
+    def says_stats_and_leaves(self):
+        self.start(self.models.full)
+        self.expect(r"> ")
+        self.type("/stats\n")
+        self.expect(r"0 turns\r?\n")
+        self.expect(r"> ")
+        self.type("\x04")
+        self.assertEqual(self.exit_code(), 0)
+        self.stop()
+
+    def test_a_history_behind_a_link_is_written_where_it_is(self):
+        history, target = self.folder / "pith" / "history", self.folder / "dotfiles" / "pith-history"
+        history.parent.mkdir()
+        target.parent.mkdir()
+        target.write_text("_HiStOrY_V2_\nearlier\n")
+        history.symlink_to(target)
+        self.says_stats_and_leaves()
+        self.assertTrue(history.is_symlink())
+        self.assertEqual(target.read_text(), "_HiStOrY_V2_\nearlier\n/stats\n")
+
+    def test_a_pipe_or_a_device_in_place_of_the_history_is_left_alone(self):
+        history = self.folder / "pith" / "history"
+        history.parent.mkdir()
+        os.mkfifo(history)
+        self.says_stats_and_leaves()
+        self.assertTrue(history.is_fifo())
+        history.unlink()
+        for target in ("/dev/null", "nothing"):
+            history.symlink_to(target)
+            self.says_stats_and_leaves()
+            self.assertEqual(os.readlink(history), target)
+            self.assertEqual([path.name for path in history.parent.iterdir()], ["history"])
+            history.unlink()
 
     def test_leaving_is_understood_before_the_prompt_is_there(self):
         self.start(self.models.full)
