@@ -79,6 +79,7 @@ void Writer::Impl::start(uint64_t job, Unfinished unfinished) {
   const bool is_new = part.size_bytes() == 0;
   try {
     journal = File(io, journal_path, O_RDWR | O_CREAT);
+    journal.size_bytes();  // refuses what is no file, before anything in the .part is lost
     if (unfinished != Unfinished::kReplace) resume(job, unfinished);
     const std::array<uint8_t, kDataStart> no_header{};
     part.write_at(0, no_header.data(), no_header.size());

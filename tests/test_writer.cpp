@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <catch2/catch.hpp>
 #include <cerrno>
@@ -302,6 +303,22 @@ TEST_CASE("what another job has finished is refused, and left as it is") {
   CHECK(read_file(folder / "f.part") == part);
   CHECK(read_file(folder / "f.part.journal") == journal);
   CHECK(Writer(folder / "f", 1).n_resumed() == 1);
+}
+
+TEST_CASE("a journal that is no file is refused before anything in the .part is lost") {
+  const TempFolder folder;
+  {
+    Writer writer(folder / "f", kJob);
+    SampleFile::add(writer, 0);
+  }
+  const Bytes part = read_file(folder / "f.part");
+  fs::remove(folder / "f.part.journal");
+  REQUIRE(mkfifo((folder / "f.part.journal").c_str(), 0600) == 0);
+  for (const auto unfinished : {Writer::Unfinished::kContinue, Writer::Unfinished::kReplace}) {
+    CHECK(error_of([&] { Writer writer(folder / "f", kJob, unfinished); }) ==
+          (folder / "f.part.journal") + ": not a regular file");
+    CHECK(read_file(folder / "f.part") == part);
+  }
 }
 
 TEST_CASE("another job that has finished no tensor is replaced") {
