@@ -223,8 +223,8 @@ void synth(const SynthOptions& options) {
   metadata.set("provenance.options", fmt::format("shape={} bits={} embed-bits={} seed={}", options.shape,
                                                  options.bits, options.embed_bits, options.seed));
   const Bytes settings = metadata.serialize();
-  // Random numbers of other options are soon made again.
-  Writer writer(options.output, checksum64(settings, 0), Writer::Unfinished::kContinueOrReplace);
+  Writer writer(options.output, checksum64(settings, 0),
+                options.resume ? Writer::Unfinished::kContinue : Writer::Unfinished::kReplace);
   keep_or_discard(writer, [&] {
     Random random(options.seed);
     auto layer = layers.begin();

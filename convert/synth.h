@@ -16,6 +16,7 @@ struct SynthOptions {
   double bits = 2.85;       // as ConvertOptions::bits
   uint32_t embed_bits = 4;  // likewise
   uint64_t seed = 1;
+  bool resume = true;  // false: what an interrupted run left, also a conversion, is dropped
   std::function<void(const std::string& tensor, uint64_t done, uint64_t total)> progress;  // weights
 };
 

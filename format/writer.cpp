@@ -55,7 +55,7 @@ struct Writer::Impl {
       : io(system), path(target), part_path(target + ".part"), journal_path(target + ".part.journal") {}
 
   void start(uint64_t job, Unfinished unfinished);
-  void resume(uint64_t job, Unfinished unfinished);
+  void resume(uint64_t job);
   void refuse_other_job(JournalReader& reader, uint64_t part_size) const;
   bool data_is_whole(const TensorRecord& record, const std::string& name, uint64_t part_size) const;
   void commit(const TensorRecord& record, const std::string& name);
@@ -80,7 +80,7 @@ void Writer::Impl::start(uint64_t job, Unfinished unfinished) {
   try {
     journal = File(io, journal_path, O_RDWR | O_CREAT);
     journal.size_bytes();  // refuses what is no file, before anything in the .part is lost
-    if (unfinished != Unfinished::kReplace) resume(job, unfinished);
+    if (unfinished != Unfinished::kReplace) resume(job);
     const std::array<uint8_t, kDataStart> no_header{};
     part.write_at(0, no_header.data(), no_header.size());
     part.truncate(end);
@@ -95,7 +95,7 @@ void Writer::Impl::start(uint64_t job, Unfinished unfinished) {
   }
 }
 
-void Writer::Impl::resume(uint64_t job, Unfinished unfinished) {
+void Writer::Impl::resume(uint64_t job) {
   Bytes bytes(journal.size_bytes());
   bytes.resize(journal.read_at(0, bytes.data(), bytes.size()));
   const uint64_t part_size = part.size_bytes();
@@ -103,7 +103,7 @@ void Writer::Impl::resume(uint64_t job, Unfinished unfinished) {
   const std::optional<uint64_t> found = reader.head();
   if (!found) return;
   if (*found != job) {
-    if (unfinished == Unfinished::kContinue) refuse_other_job(reader, part_size);
+    refuse_other_job(reader, part_size);
     return;
   }
   const auto keep = [&] {

@@ -28,8 +28,8 @@ namespace pith {
 class Writer {
  public:
   // What becomes of a .part that is there. kContinue: one of the same job is continued (n_resumed() > 0 then), another job's
-  // refused when it has a tensor. kContinueOrReplace: another job's is replaced. kReplace: so is one of the same job.
-  enum class Unfinished { kContinue, kContinueOrReplace, kReplace };
+  // refused when it has a tensor. kReplace: any job's is replaced.
+  enum class Unfinished { kContinue, kReplace };
 
   // Starts PATH.part. job: identifies source and options.
   Writer(const std::string& path, uint64_t job, Unfinished unfinished, Io& io = Io::system());

@@ -347,19 +347,19 @@ TEST_CASE("on demand the same job starts over, too") {
     writer.note(SampleFile::kNames[0], note_text(0));
     SampleFile::add(writer, 0);
   }
-  CHECK(Writer(folder / "f", kJob, Writer::Unfinished::kContinueOrReplace).n_resumed() == 1);
+  CHECK(Writer(folder / "f", kJob).n_resumed() == 1);
   run(folder / "f", Io::system());
   CHECK(read_file(folder / "f") == sample_bytes());
 }
 
-TEST_CASE("another job starts afresh where it may") {
+TEST_CASE("on demand another job starts afresh") {
   const TempFolder folder;
   {
     Writer writer(folder / "f", 1);
     SampleFile::add(writer, 0);
     writer.note("norm", "from job 1");
   }
-  Writer writer(folder / "f", 2, Writer::Unfinished::kContinueOrReplace);
+  Writer writer(folder / "f", 2, Writer::Unfinished::kReplace);
   CHECK(writer.n_resumed() == 0);
   CHECK(!writer.has("norm"));
   CHECK(writer.noted("norm") == "");

@@ -16,6 +16,7 @@ namespace pith::cli {
 void add_synth(CLI::App& root, Action& action) {
   const auto options = std::make_shared<SynthOptions>();
   const auto bits = std::make_shared<std::string>("2.85");
+  const auto restart = std::make_shared<bool>(false);
   CLI::App* const app =
       root.add_subcommand("synth", "Write a valid file with random weights of a known shape");
   app->add_option("--shape", options->shape, fmt::format("{}", fmt::join(synth_shapes(), ", ")))
@@ -29,9 +30,11 @@ void add_synth(CLI::App& root, Action& action) {
   app->add_option("--embed-bits", options->embed_bits, "Embedding and head below 16 bits: 4 or 16 (4)")
       ->type_name("B");
   app->add_option("--seed", options->seed, "Of the weights (1)")->type_name("S");
-  app->callback([options, bits, &action] {
-    action = [options, bits] {
+  app->add_flag("--restart", *restart, "Drop what an interrupted run left, do not resume it");
+  app->callback([options, bits, restart, &action] {
+    action = [options, bits, restart] {
       options->bits = parse_bits(*bits);
+      options->resume = !*restart;
       Progress progress("weights");
       options->progress = [&](const std::string&, uint64_t done, uint64_t total) {
         progress.update("synth", done, total);

@@ -1,6 +1,7 @@
 """Options, help, exit codes, and what goes to which stream."""
 import json
 import os
+import resource
 import subprocess
 import unittest
 
@@ -163,6 +164,21 @@ class Results(CliTest):
         self.ok(pith("verify", path))
         self.ok(pith("bench", path, "-p", "8", "-n", "2"))
         self.fails(pith("synth", "--shape", "colossus", "--bits", "2.85", "-o", path), 2, "colossus")
+
+    def test_synth_drops_an_interrupted_conversion_on_demand_only(self):
+        path, part = self.folder / "s.pith", self.folder / "s.pith.part"
+        limit = self.models.full.stat().st_size * 3 // 4  # as if the disk were full
+        convert = [PITH, "convert", str(self.models.checkpoint), "-o", str(path), "--bits", "16"]
+        done = subprocess.run(convert, capture_output=True, restore_signals=False,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        self.assertEqual(done.returncode, 1, done)
+        left = part.read_bytes()
+        words = ["synth", "--shape", "demo", "--bits", "2.85", "-o", path]
+        self.fails(pith(*words), 2, f"{part}: of an interrupted run", "--restart drops it")
+        self.assertEqual(part.read_bytes(), left)
+        self.ok(pith(*words, "--restart"))
+        self.ok(pith("verify", path))
+        self.assertFalse(part.exists())
 
 
 class Evaluation(CliTest):
