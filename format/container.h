@@ -61,10 +61,10 @@ class Container {
 
   // Asks the system to fetch a tensor's pages while something else is computed (see MappedFile::read_ahead).
   void read_ahead(const Tensor& tensor) const { file_.read_ahead(tensor.data, tensor.size_bytes); }
-  // Whether move_to_huge_pages() does anything; it moves one of n_parts parts of a tensor (see MappedFile). Any thread.
-  bool can_move() const { return can_move_; }
+  bool can_move() const { return can_move_; }  // whether move_to_huge_pages() does anything
   // Of the file's bytes those that are this process's own memory: all of a kRead file, of a mapping what was moved.
   uint64_t own_bytes() const { return file_.own_bytes(); }
+  // One of n_parts parts of a tensor; returns how many bytes moved (see MappedFile). Any thread.
   uint64_t move_to_huge_pages(const Tensor& tensor, uint32_t part, uint32_t n_parts) const;
 
   // Recomputes the tensor's checksum and checks its content. Throws kFormat naming the tensor.

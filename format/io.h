@@ -32,8 +32,8 @@ class Io {
   virtual void* map(int fd, size_t size);  // read-only, private; nullptr on failure
   virtual int unmap(void* data, size_t size);
   virtual void* map_memory(size_t size);  // anonymous, writable; nullptr on failure
-  virtual int move_pages(void* from, void* to,
-                         size_t size);  // in place of what is mapped at `to`, read-only there
+  // In place of what is mapped at `to`, read-only there.
+  virtual int move_pages(void* from, void* to, size_t size);
 };
 
 // An open file: closes itself, retries what EINTR or a short transfer cut off, and throws Error(kIo) with

@@ -102,10 +102,7 @@ void Writer::Impl::resume(uint64_t job) {
   JournalReader reader(bytes);
   const std::optional<uint64_t> found = reader.head();
   if (!found) return;
-  if (*found != job) {
-    refuse_other_job(reader, part_size);
-    return;
-  }
+  if (*found != job) return refuse_other_job(reader, part_size);
   const auto keep = [&] {
     journal_end = reader.position();
     chain = reader.chain();
@@ -129,7 +126,7 @@ void Writer::Impl::resume(uint64_t job) {
   n_resumed = records.size();
 }
 
-// Where its first tensor is there: otherwise nothing is lost with it.
+// Throws where its first tensor is there: otherwise nothing is lost with it.
 void Writer::Impl::refuse_other_job(JournalReader& reader, uint64_t part_size) const {
   while (reader.next()) {
     if (reader.type() != JournalReader::Type::kTensor) continue;

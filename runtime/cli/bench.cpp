@@ -1,6 +1,6 @@
 // pith bench: prompt and generation speed of models here, each beside its floor: the memory bandwidth and the int8 peak
-// that the same threads reach. A first run is not counted. Floors are measured between the runs and a share is taken run by run, because a shared
-// machine's bandwidth and clock change by the second.
+// that the same threads reach. A first run is not counted. Floors are measured between the runs and a share is taken run
+// by run, because a shared machine's bandwidth and clock change by the second.
 #include <algorithm>
 #include <chrono>
 #include <memory>

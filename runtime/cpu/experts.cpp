@@ -1,5 +1,5 @@
 // The feed-forward part of a mixture of experts. Many tokens are sorted by expert, and all threads work on one expert after
-// another. Of one token the threads share all of its experts' panels: few as they are in each, waiting took a fifth of the time.
+// another. Of one token the threads share all of its experts' panels: each has few, and waiting after each cost a tenth.
 #include "runtime/cpu/phases.h"
 
 namespace pith::cpu {

@@ -277,13 +277,7 @@ class Terminal(CliTest):
         history.write_text("_HiStOrY_V2_\nearlier\n")
         old = self.folder / "old"
         os.link(history, old)
-        self.start(self.models.full)
-        self.expect(r"> ")
-        self.type("/stats\n")
-        self.expect(r"0 turns\r?\n")
-        self.expect(r"> ")
-        self.type("\x04")
-        self.assertEqual(self.exit_code(), 0)
+        self.says_stats_and_leaves()
         self.assertEqual(history.read_text().split("\n")[1:3], ["earlier", "/stats"])
         self.assertEqual(old.read_text(), "_HiStOrY_V2_\nearlier\n")  # not written over
         self.assertEqual([path.name for path in history.parent.iterdir()], ["history"])
