@@ -30,19 +30,25 @@ int main(int argc, char** argv) {
   m.col_scale = col_scale.data();
 
   std::vector<int8_t> a(size_t{shape.n_cols} * n_lanes + 128);
-  std::vector<int16_t> sums(size_t{layout.n_lines} * n_lanes);
+  std::vector<int16_t> sums(size_t{m.n_summed_lines()} * n_lanes);
+  std::vector<float> line_sums(m.n_summed_lines()), sum_steps(n_lanes);
   std::vector<float> scales(size_t{m.n_blocks()} * n_lanes), x_hat(shape.n_cols), x(shape.n_cols, 0.5f);
   Input in;
   in.n_tokens = n_tokens;
   in.n_lanes = n_lanes;
   in.a = a.data() + (64 - reinterpret_cast<uintptr_t>(a.data()) % 64) % 64;
   in.sums = sums.data();
+  in.line_sums = line_sums.data();
+  in.sum_steps = sum_steps.data();
   in.scales = scales.data();
   in.x_hat = x_hat.data();
   std::vector<float> y(size_t{kPanelRows} * n_lanes);
-  std::vector<uint8_t> scratch(panel_scratch_bytes(layout.padded_cols, 0, n_lanes) + 64);
+  std::vector<uint8_t> scratch(panel_scratch_bytes(layout.padded_cols, shape.n_slots, 0, n_lanes) + 64);
   uint8_t* const aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
-  if (n_tokens == 1) kernels.quantize(m, x.data(), 0, m.n_blocks(), in);
+  if (n_tokens == 1) {
+    kernels.quantize(m, x.data(), 0, m.n_blocks(), in);
+    kernels.quantize_sums(m, in);
+  }
   for (uint32_t t = 0; n_tokens != 1 && t < n_lanes; t += kLanes)
     kernels.quantize_tile(m, x.data(), 0, kLanes, t, in, reinterpret_cast<float*>(aligned));
   for (int i = 0; i < n_rounds; ++i) kernels.panel(m, 0, in, aligned, y.data());

@@ -78,16 +78,24 @@ std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector
   in.x_stride = m.n_cols;
   const uint32_t padded = m.is_q24() ? m.view.layout.padded_cols : 64;
   std::vector<int8_t> a(size_t{padded} * in.n_lanes + 64);
-  std::vector<int16_t> sums(size_t{padded + 127} / 128 * 8 * in.n_lanes);
+  const size_t n_lines = (padded / 16 + 63) / 64 * 64;
+  std::vector<int16_t> sums(n_lines * in.n_lanes);
+  std::vector<float> line_sums(n_lines), sum_steps(in.n_lanes);
   std::vector<float> scales(size_t{padded + 127} / 128 * in.n_lanes), x_hat(padded);
   in.a = a.data();
   in.sums = sums.data();
+  in.line_sums = line_sums.data();
+  in.sum_steps = sum_steps.data();
   in.scales = scales.data();
   in.x_hat = x_hat.data();
   std::vector<uint8_t> storage;
   uint8_t* const scratch = aligned_to_128(
-      storage, panel_scratch_bytes(m.is_q24() ? padded : 0, m.is_q24() ? 0 : m.n_cols, in.n_lanes));
-  if (m.is_q24() && n_tokens == 1) k.quantize(m, x.data(), 0, m.n_blocks(), in);
+      storage, panel_scratch_bytes(m.is_q24() ? padded : 0, m.is_q24() ? m.view.layout.shape.n_slots : 0,
+                                   m.is_q24() ? 0 : m.n_cols, in.n_lanes));
+  if (m.is_q24() && n_tokens == 1) {
+    k.quantize(m, x.data(), 0, m.n_blocks(), in);
+    k.quantize_sums(m, in);
+  }
   if (m.is_q24() && n_tokens != 1)
     for (uint32_t t = 0; t < n_tokens; t += kLanes)
       k.quantize_tile(m, x.data() + size_t{t} * m.n_cols, m.n_cols, std::min(n_tokens - t, kLanes), t, in,
@@ -123,6 +131,8 @@ void for_each_shape(F&& f) {
             if (n_slots > 0 && fine_quarters == 4) continue;  // no 2-bit column is left for outliers
             f(q24::Shape{n_rows, n_cols, group, n_fine, n_slots});
           }
+  for (const uint32_t group : {16u, 32u})  // more blocks than the minimums of any kernel are summed at a time
+    f(q24::Shape{33, 2240, group, 320, 5});
 }
 
 }  // namespace

@@ -4,13 +4,12 @@
 // A panel's block (32 rows x 128 columns) is unpacked once to bytes scale * (4*hi + lo) <= 225, as rows of 64 columns. One
 // tdpbusd multiplies 16 rows by 64 columns with 64 columns by 16 tokens, which lie in `Input::a` as a tile wants them:
 //
-//   weights   [16 rows][64 columns]                  u8     activations [16 quads][16 tokens][4 columns]     s8
-//   minimums  [16 rows][4 pairs][16m, m, 16m, m]     u8     line sums   [4 pairs][16 tokens][h, l, h, l]     s8
+//   weights   [16 rows][64 columns]   u8     activations  [16 quads][16 tokens][4 columns]                s8
+//   minimums  [16 rows][64 lines]     u8     line sums    [16 quads of lines][h, l][16 tokens][4 lines]   s8
 //
-// A line's sum of activations needs 12 bits: it is stored as two bytes, sum = 16 * h + l, for its even and its odd line.
+// A line sum is two bytes, q = 256 * h + l, each of which is multiplied with the minimums.
 // Tiles cannot be converted to float: their sums go through memory (L1), and while one tile's are converted, scaled and
 // added to the accumulators, the products of the next are under way.
-#include "runtime/cpu/panel_scratch.h"
 #include "runtime/cpu/q24_avx512.h"
 #include "runtime/cpu/tables.h"
 
@@ -21,14 +20,14 @@ namespace {
 constexpr uint32_t kTile = 16;  // rows, or tokens, of a tile
 
 // Tile registers: sums of two halves of a panel by two times 16 tokens, then one of each operand.
-enum : int { kWeights = 4, kActivations = 5, kMinimums = 6, kLineSums = 7 };
+enum : int { kWeights = 4, kActivations = 5 };
 
 // By asm: the compilers' intrinsics take literal numbers only, and GCC 12's do not say what they read.
 void configure_tiles() {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 16, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 4};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
   } const config;
   asm volatile("ldtilecfg %0" ::"m"(config));
 }
@@ -53,11 +52,28 @@ template <int kSums, int kU8, int kS8>
 }
 
 // A block of a panel. Row r of a half is its word 4 * (r % 4) + r / 4.
-struct UnpackedBlock {
-  alignas(64) uint8_t codes[2][2][kTile][64];  // [half of the words][half of the columns]
-  uint8_t minimums[2][kTile][4][4];
+struct Codes {
+  alignas(64) uint8_t rows[2][2][kTile][64];  // [half of the words][half of the columns]
 };
-static_assert(sizeof(UnpackedBlock) <= sizeof(PanelScratch));
+// The minimums of eight blocks, in word order.
+struct Minimums {
+  alignas(64) uint8_t words[2][kTile][64];  // [half of the words], 64 lines
+};
+constexpr uint32_t kMinimumBlocks = 8;
+
+// In the place of PanelScratch's blocks: codes of all blocks, then their minimums.
+struct UnpackedPanel {
+  Codes* codes;
+  Minimums* minimums;
+  uint32_t n_minimums;
+
+  UnpackedPanel(const Matrix& m, const PanelScratch& scratch)
+      : codes(reinterpret_cast<Codes*>(scratch.blocks)),
+        minimums(reinterpret_cast<Minimums*>(codes + m.n_blocks())),
+        n_minimums(m.n_summed_lines() / 64) {}
+};
+static_assert(sizeof(Codes) * 2 + sizeof(Minimums) <= sizeof(UnpackedBlock) * 2);
+static_assert(sizeof(Codes) * kMinimumBlocks + sizeof(Minimums) <= sizeof(UnpackedBlock) * kMinimumBlocks);
 
 // 4 x 4 words within each 128 bits: lane i of v[k] becomes word 4i + k of the four.
 void transpose_words(__m512i (&v)[4]) {
@@ -76,7 +92,7 @@ __m512i spread(__m512i v, int lane) {
 }
 
 template <uint32_t kGroup>
-void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, UnpackedBlock& out) {
+void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, const UnpackedPanel& out) {
   const q24::Layout& l = m.view.layout;
   const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
   const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
@@ -102,8 +118,7 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, UnpackedBlock
                       odd = _mm512_srli_epi32(pair.s, 16);
         scale[i * 2] = _mm512_or_si512(even, _mm512_slli_epi32(even, 16));
         scale[i * 2 + 1] = _mm512_or_si512(odd, _mm512_slli_epi32(odd, 16));
-        minimums[quarter * 2 + i] =
-            _mm512_or_si512(_mm512_slli_epi32(pair.m, 4), _mm512_slli_epi32(pair.m, 8));
+        minimums[quarter * 2 + i] = pair.m;
       }
       transpose_words(hi);
       transpose_words(scale);
@@ -118,12 +133,22 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, UnpackedBlock
             codes = _mm512_or_si512(codes,
                                     _mm512_and_si512(_mm512_rorv_epi32(spread(lo[k], lane), to_lo), lo_bits));
           // A product fits its byte (15 * 15), so two bytes are multiplied as one word.
-          _mm512_store_si512(out.codes[half][quarter][k * 4 + lane],
+          _mm512_store_si512(out.codes[block].rows[half][quarter][k * 4 + lane],
                              _mm512_mullo_epi16(codes, spread(scale[k], lane)));
         }
     }
-    transpose_words(minimums);
-    for (uint32_t k = 0; k < 4; ++k) _mm512_store_si512(out.minimums[half][k * 4], minimums[k]);
+    // Words {even line, odd line} to bytes, then the eight lines of a word beside each other.
+    const auto four = [](__m512i pair, __m512i next) {
+      const auto bytes = [](__m512i x) { return _mm512_or_si512(x, _mm512_srli_epi32(x, 8)); };
+      return _mm512_mask_blend_epi16(0xaaaaaaaa, bytes(pair), _mm512_slli_epi32(bytes(next), 16));
+    };
+    const __m512i low = four(minimums[0], minimums[1]), high = four(minimums[2], minimums[3]);
+    alignas(64) uint64_t words[16];  // in each 128 bits 0, 1 of the low halves, 2, 3 of the high ones
+    _mm512_store_si512(words, _mm512_unpacklo_epi32(low, high));
+    _mm512_store_si512(words + 8, _mm512_unpackhi_epi32(low, high));
+    for (uint32_t w = 0; w < kTile; ++w)
+      __builtin_memcpy(&out.minimums[block / kMinimumBlocks].words[half][w][block % kMinimumBlocks * 8],
+                       &words[w % 4 / 2 * 8 + w / 4 * 2 + w % 2], 8);
   }
 }
 
@@ -171,19 +196,31 @@ template <int kTiles, int kU8, int kS8>
 }
 
 template <int kTiles>
-[[gnu::always_inline]] inline void sum_weights(const UnpackedBlock& w, uint32_t n_lines, const int8_t* a) {
+[[gnu::always_inline]] inline void sum_weights(const Codes& w, uint32_t n_lines, const int8_t* a) {
   clear_sums<kTiles>();
   for (uint32_t half = 0; half < n_lines / 4; ++half, a += 1024)
-    add_products<kTiles, kWeights, kActivations>(w.codes[0][half], w.codes[1][half], 64, a, a + n_lines * 256,
+    add_products<kTiles, kWeights, kActivations>(w.rows[0][half], w.rows[1][half], 64, a, a + n_lines * 256,
                                                  64);
 }
 
+// out [32 words, stride tokens] = minimums times line sums, for kTiles x 16 tokens whose line sums are at `sums`.
 template <int kTiles>
-[[gnu::always_inline]] inline void sum_minimums(const UnpackedBlock& w, const int16_t* line_sums,
-                                                size_t lanes) {
-  clear_sums<kTiles>();
-  add_products<kTiles, kMinimums, kLineSums>(w.minimums[0], w.minimums[1], 16, line_sums,
-                                             line_sums + kTile * 2, lanes * 4);
+void sum_minimums(const UnpackedPanel& w, const int8_t* sums, int32_t* out, uint32_t stride) {
+  alignas(64) TileSums<kTiles> high, low;
+  const auto sum = [&](const int8_t* bytes, TileSums<kTiles>& to) __attribute__((always_inline)) {
+    clear_sums<kTiles>();
+    for (uint32_t i = 0; i < w.n_minimums; ++i, bytes += 2048)
+      add_products<kTiles, kWeights, kActivations>(w.minimums[i].words[0], w.minimums[i].words[1], 64, bytes,
+                                                   bytes + w.n_minimums * 2048, 128);
+    store_sums<kTiles>(to);
+  };
+  sum(sums, high);
+  sum(sums + 64, low);
+  for (uint32_t i = 0; i < kPanelRows; ++i)
+    for (uint32_t t = 0; t < kTiles; ++t) {
+      const __m512i h = load512(high[i / kTile][t][i % kTile]), l = load512(low[i / kTile][t][i % kTile]);
+      _mm512_storeu_si512(out + i * stride + t * kTile, _mm512_add_epi32(_mm512_slli_epi32(h, 8), l));
+    }
 }
 
 // acc [32 rows, kStride tokens] += scale * sums
@@ -204,50 +241,53 @@ template <int kTiles, uint32_t kStride>
 
 // kVectors x 16 tokens from `lane` on: all blocks, then y.
 template <int kVectors>
-void lane_group(const Matrix& m, uint32_t panel, const uint8_t* blocks, const Input& in, uint32_t lane,
-                float* acc_s, float* y) {
+void lane_group(const Matrix& m, uint32_t panel, const PanelScratch& scratch, const Input& in, uint32_t lane,
+                float* y) {
   constexpr uint32_t kLanesHere = kVectors * kTile;
   constexpr int kTiles = kVectors == 1 ? 1 : 2;
-  float* const acc_m = acc_s + kPanelRows * kLanesHere;
-  __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
-  // Sums on their way through memory. What is added while products are under way is always of the step before.
-  alignas(64) TileSums<kTiles> weights, minimums;
+  const UnpackedPanel unpacked(m, scratch);
+  float* const acc = scratch.accumulators;
+  float* const outliers = acc + kPanelRows * kLanesHere;
+  int32_t* const minimums = reinterpret_cast<int32_t*>(outliers + kPanelRows * kLanesHere);
+  __builtin_memset(acc, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
+  for (uint32_t t = 0; t < kLanesHere; t += kTiles * kTile)
+    sum_minimums<kTiles>(unpacked, reinterpret_cast<const int8_t*>(pairs(m, in, lane + t)), minimums + t,
+                         kLanesHere);
+  // Sums on their way through memory. What is added while products are under way is of the step before.
+  alignas(64) TileSums<kTiles> sums[2];
   const float* last_scales = nullptr;
-  float* last_acc_m = nullptr;
+  float* last_acc = nullptr;
+  uint32_t step = 0;
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
-    const UnpackedBlock& w = *reinterpret_cast<const UnpackedBlock*>(blocks + block * sizeof(PanelScratch));
     const uint32_t n_lines = m.lines_of(block);
-    for (uint32_t t = 0; t < kLanesHere; t += kTiles * kTile) {
-      const float* const scales = in.scales + size_t{block} * in.n_lanes + lane + t;
-      sum_weights<kTiles>(w, n_lines, quads(in, block, n_lines, lane + t));
-      if (last_acc_m != nullptr) accumulate<kTiles, kLanesHere>(minimums, last_scales, last_acc_m);
-      store_sums<kTiles>(weights);
-      sum_minimums<kTiles>(w, in.sums + (size_t{block} * 4 * in.n_lanes + lane + t) * 2, in.n_lanes);
-      accumulate<kTiles, kLanesHere>(weights, scales, acc_s + t);
-      store_sums<kTiles>(minimums);
-      last_scales = scales;
-      last_acc_m = acc_m + t;
+    for (uint32_t t = 0; t < kLanesHere; t += kTiles * kTile, ++step) {
+      sum_weights<kTiles>(unpacked.codes[block], n_lines, quads(in, block, n_lines, lane + t));
+      if (last_acc != nullptr) accumulate<kTiles, kLanesHere>(sums[(step + 1) % 2], last_scales, last_acc);
+      store_sums<kTiles>(sums[step % 2]);
+      last_scales = in.scales + size_t{block} * in.n_lanes + lane + t;
+      last_acc = acc + t;
     }
+    add_outliers<kVectors>(m, scratch, block, in, lane, outliers);
   }
-  accumulate<kTiles, kLanesHere>(minimums, last_scales, last_acc_m);
+  accumulate<kTiles, kLanesHere>(sums[(step + 1) % 2], last_scales, last_acc);
   for (uint32_t i = 0; i < kPanelRows; ++i) {
     const uint32_t r = i % kTile, w = i / kTile * kTile + 4 * (r % 4) + r / 4;
-    finish_word<kVectors>(m, panel, w, in, lane, acc_s + i * kLanesHere, acc_m + i * kLanesHere,
-                          y + q24::word_row(w) * size_t{in.n_lanes});
+    finish_word<kVectors>(m, panel, w, in, lane, acc + i * kLanesHere, minimums + w * kLanesHere,
+                          outliers + w * kLanesHere, y);
   }
 }
 
 template <uint32_t kGroup>
-void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
-  for (uint32_t block = 0; block < m.n_blocks(); ++block)
-    unpack_block<kGroup>(m, panel, block,
-                         *reinterpret_cast<UnpackedBlock*>(scratch + block * sizeof(PanelScratch)));
-  float* const accumulators = reinterpret_cast<float*>(scratch + m.n_blocks() * sizeof(PanelScratch));
+void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* memory, float* y) {
+  const PanelScratch scratch(m, in.n_lanes, memory);
+  const UnpackedPanel unpacked(m, scratch);
+  for (uint32_t block = 0; block < m.n_blocks(); ++block) unpack_block<kGroup>(m, panel, block, unpacked);
+  sort_outliers(m, panel, scratch);
   configure_tiles();
   uint32_t lane = 0;
-  for (; lane + 64 <= in.n_lanes; lane += 64) lane_group<4>(m, panel, scratch, in, lane, accumulators, y);
-  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<2>(m, panel, scratch, in, lane, accumulators, y);
-  for (; lane < in.n_lanes; lane += 16) lane_group<1>(m, panel, scratch, in, lane, accumulators, y);
+  for (; lane + 64 <= in.n_lanes; lane += 64) lane_group<4>(m, panel, scratch, in, lane, y);
+  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<2>(m, panel, scratch, in, lane, y);
+  for (; lane < in.n_lanes; lane += 16) lane_group<1>(m, panel, scratch, in, lane, y);
   release_tiles();
 }
 
@@ -258,15 +298,24 @@ void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, f
   return wide ? q24_many<32>(m, index, in, scratch, y) : q24_many<16>(m, index, in, scratch, y);
 }
 
-// As every set does, then the line sums as the two bytes of a tile.
+// As every set does, then the line sums of each two pairs as the bytes of a tile.
 void quantize_tile(const Matrix& m, const float* x, size_t x_stride, uint32_t n_tokens, uint32_t lane,
-                   const Input& in, float* columns) {
-  Avx512::quantize_tile(m, x, x_stride, n_tokens, lane, in, columns);
-  for (uint32_t pair = 0; pair < m.n_blocks() * 4; ++pair) {
-    int16_t* const at = in.sums + (size_t{pair} * in.n_lanes + lane) * 2;
-    const __m512i sums = load512(at), low = _mm512_and_si512(sums, _mm512_set1_epi16(15));
-    const __m512i high = _mm512_and_si512(_mm512_srai_epi16(sums, 4), _mm512_set1_epi16(255));
-    _mm512_storeu_si512(at, _mm512_or_si512(high, _mm512_slli_epi16(low, 8)));
+                   const Input& in, float* scratch) {
+  Avx512::quantize_tile(m, x, x_stride, n_tokens, lane, in, scratch);
+  // Bytes 0, 2 (or 1, 3) of each word to its lower (or upper) half.
+  const __m512i first = _mm512_set4_epi32(0x80800e0c, 0x80800a08, 0x80800604, static_cast<int>(0x80800200)),
+                next = _mm512_set4_epi32(0x0e0c8080, 0x0a088080, 0x06048080, 0x02008080);
+  const auto gather = [&](__m512i even, __m512i odd) {
+    return _mm512_or_si512(_mm512_shuffle_epi8(even, first), _mm512_shuffle_epi8(odd, next));
+  };
+  const auto high = [](__m512i q) {
+    return _mm512_srli_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8);
+  };
+  int16_t* at = pairs(m, in, lane);
+  for (uint32_t line = 0; line < m.n_summed_lines(); line += 4, at += 64) {
+    const __m512i even = load512(at), odd = load512(at + 32);
+    _mm512_storeu_si512(at, gather(high(even), high(odd)));
+    _mm512_storeu_si512(at + 32, gather(even, odd));
   }
 }
 
@@ -288,9 +337,10 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kAmxKernels = {
-    "amx",          Avx512::rms_norm, Avx512::quantize, quantize_tile, panel,
-    Avx512::store,  Avx512::gate,     Avx512::softcap,  Avx512::rope,  Avx512::append,
-    Avx512::attend, Avx512::combine,  Avx512::finish,   read,          mac_loop,
+    "amx",          Avx512::rms_norm, Avx512::quantize, Avx512::quantize_sums, quantize_tile,
+    panel,          Avx512::store,    Avx512::gate,     Avx512::softcap,       Avx512::rope,
+    Avx512::append, Avx512::attend,   Avx512::combine,  Avx512::finish,        read,
+    mac_loop,
 };
 
 }  // namespace pith::cpu

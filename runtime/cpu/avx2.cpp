@@ -162,10 +162,11 @@ struct Sum {
   }
 }
 
-// Sums of the outliers of 8 words, added to `sum`.
-__m256 add_outliers(const Matrix& m, uint32_t panel, uint32_t quarter, const Input& in,
-                    const ReadAhead& ahead, __m256 sum) {
+// Sums of the outliers of 8 words.
+__m256 outlier_sums(const Matrix& m, uint32_t panel, uint32_t quarter, const Input& in,
+                    const ReadAhead& ahead) {
   const q24::Layout& l = m.view.layout;
+  __m256 sum = _mm256_setzero_ps();
   for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
     if (slot % 4 == quarter) ahead.fetch_beside_outliers(slot);
     const __m256i words =
@@ -188,16 +189,17 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
   const uint32_t first_fine = l.n_lines - l.n_fine_lines;
   const ReadAhead ahead(m, panel);
 
-  __m256 acc_s[4], acc_m[4];
-  for (int i = 0; i < 4; ++i) acc_s[i] = acc_m[i] = _mm256_setzero_ps();
+  __m256 acc[4];
+  __m256i minimums[4];
+  for (int i = 0; i < 4; ++i) acc[i] = _mm256_setzero_ps(), minimums[i] = _mm256_setzero_si256();
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
     const uint32_t begin = block * 8, end = begin + 8 < l.n_lines ? begin + 8 : l.n_lines;
     const __m256 scale = _mm256_set1_ps(in.scales[block]);
     for (uint32_t line = begin; line < end; line += 2)
       ahead.fetch<kGroup>(base + size_t{line} * q24::kLineBytes, scales, line / 2);
     for (uint32_t half = 0; half < 2; ++half) {  // 16 words: their sums stay in registers
-      __m256i big_t[2], big_m[2];
-      for (int i = 0; i < 2; ++i) big_t[i] = big_m[i] = _mm256_setzero_si256();
+      __m256i big_t[2], big_m[2] = {minimums[half * 2], minimums[half * 2 + 1]};
+      for (__m256i& sum : big_t) sum = _mm256_setzero_si256();
       for (uint32_t line = begin; line < end; line += 2) {
         const uint8_t* const hi = base + size_t{line} * q24::kLineBytes + half * 64;
         const auto lo = [&](uint32_t at) {
@@ -224,9 +226,9 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
       }
 #pragma GCC unroll 2
       for (uint32_t i = 0; i < 2; ++i) {
-        __m256 &s = acc_s[half * 2 + i], &minimum = acc_m[half * 2 + i];
-        s = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(big_t[i]), s);
-        minimum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(big_m[i]), minimum);
+        __m256& sum = acc[half * 2 + i];
+        sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(big_t[i]), sum);
+        minimums[half * 2 + i] = big_m[i];
       }
     }
   }
@@ -236,9 +238,10 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
     const __m256i both = load256(row_scale + i * 16);  // words {d, dmin}
     const __m256 d = low_halves(_mm256_and_si256(both, _mm256_set1_epi32(0xffff)));
     const __m256 dmin = low_halves(_mm256_srli_epi32(both, 16));
-    __m256 sum =
-        _mm256_fnmadd_ps(dmin, acc_m[i], _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.25f), d), acc_s[i]));
-    sum = add_outliers(m, panel, i, in, ahead, sum);
+    __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_set1_ps(0.25f), d), acc[i],
+                                 outlier_sums(m, panel, i, in, ahead));
+    sum = _mm256_fnmadd_ps(
+        dmin, _mm256_mul_ps(_mm256_set1_ps(in.sum_steps[0]), _mm256_cvtepi32_ps(minimums[i])), sum);
     float out[8];
     _mm256_storeu_ps(out, sum);
     for (int w = 0; w < 8; ++w) y[kWordRow[i * 8 + static_cast<uint32_t>(w)]] = out[w];
@@ -249,7 +252,7 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
 
 // One block of a panel to bytes, scales and minimums, in word order; codes as pairs of lines.
 template <uint32_t kGroup>
-void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch& out) {
+void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, UnpackedBlock& out) {
   const q24::Layout& l = m.view.layout;
   const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
   const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
@@ -312,11 +315,8 @@ template <typename F>
 // One block of kLines lines for kTileWords words from `word` on and 16 tokens from `lane` on, added to the accumulators
 // [32, stride]. Without loops, as in avx512.cpp (6 % without VNNI, 2 % with).
 template <uint32_t kLines>
-[[gnu::always_inline]] inline void block_tile(const PanelScratch& unpacked, uint32_t block, uint32_t word,
-                                              const Input& in, uint32_t lane, float* acc_s, float* acc_m,
-                                              uint32_t stride) {
-  const size_t lanes = in.n_lanes;
-  const float* const scales = in.scales + block * lanes + lane;
+[[gnu::always_inline]] inline void block_tile(const UnpackedBlock& unpacked, uint32_t block, uint32_t word,
+                                              const Input& in, uint32_t lane, float* acc, uint32_t stride) {
   const int8_t* a = quads(in, block, kLines, lane);
   Sums total;
   for_each_sum([&](int w, int v) { total[w][v] = _mm256_setzero_si256(); });
@@ -339,34 +339,43 @@ template <uint32_t kLines>
                                          broadcast(unpacked.scales[pair] + word + static_cast<uint32_t>(w)));
     });
   }
-  accumulate(total, scales, acc_s + word * stride, stride);
-
-  for_each_sum([&](int w, int v) { total[w][v] = _mm256_setzero_si256(); });
-  const int16_t* line_sums = in.sums + (size_t{block} * 4 * lanes + lane) * 2;
-#pragma GCC unroll 4
-  for (uint32_t pair = 0; pair < kLines / 2; ++pair, line_sums += lanes * 2) {
-    const __m256i x[kTileVectors] = {load256(line_sums), load256(line_sums + 16)};
-    for_each_sum([&](int w, int v) {
-      total[w][v] = add_products(total[w][v],
-                                 broadcast(unpacked.minimums[pair] + word + static_cast<uint32_t>(w)), x[v]);
-      in_order(total[w][v]);
-    });
-  }
-  accumulate(total, scales, acc_m + word * stride, stride);
+  accumulate(total, in.scales + size_t{block} * in.n_lanes + lane, acc + word * stride, stride);
 }
 
-// y of one word for kVectors x 8 tokens from `lane` on: scales, minimums, outliers.
+// The minimums of all blocks for as many words and tokens: out [32, stride]. All four pairs of half a block too: the sums of
+// those that it lacks are 0.
+[[gnu::always_inline]] inline void minimums_tile(const UnpackedBlock* blocks, uint32_t word, const Matrix& m,
+                                                 const Input& in, uint32_t lane, int32_t* out,
+                                                 uint32_t stride) {
+  Sums total;
+  for_each_sum([&](int w, int v) { total[w][v] = _mm256_setzero_si256(); });
+  const int16_t* line_sums = pairs(m, in, lane);
+  for (uint32_t block = 0; block < m.n_blocks(); ++block)
+#pragma GCC unroll 4
+    for (uint32_t pair = 0; pair < 4; ++pair, line_sums += 32) {
+      const __m256i x[kTileVectors] = {load256(line_sums), load256(line_sums + 16)};
+      for_each_sum([&](int w, int v) {
+        total[w][v] = add_products(
+            total[w][v], broadcast(blocks[block].minimums[pair] + word + static_cast<uint32_t>(w)), x[v]);
+        in_order(total[w][v]);
+      });
+    }
+  for_each_sum([&](int w, int v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (word + static_cast<uint32_t>(w)) * stride + v * 8),
+                        total[w][v]);
+  });
+}
+
+// y of one word for kVectors x 8 tokens from `lane` on: outliers, scales, minimums.
 template <int kVectors>
 void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, uint32_t lane,
-                 const float* acc_s, const float* acc_m, float* y) {
+                 const float* acc, const int32_t* minimums, float* y) {
   const q24::Layout& l = m.view.layout;
   const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
   const __m256 d = _mm256_set1_ps(0.25f * _cvtsh_ss(row_scale[0])),
                dmin = _mm256_set1_ps(_cvtsh_ss(row_scale[1]));
   __m256 sums[kVectors];
-  for (int v = 0; v < kVectors; ++v)
-    sums[v] = _mm256_fnmadd_ps(dmin, _mm256_loadu_ps(acc_m + v * 8),
-                               _mm256_mul_ps(d, _mm256_loadu_ps(acc_s + v * 8)));
+  for (__m256& sum : sums) sum = _mm256_setzero_ps();
   for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
     const uint16_t* const word =
         m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
@@ -384,21 +393,31 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, u
       sums[v] = _mm256_fmadd_ps(delta, x, sums[v]);
     }
   }
-  for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(y + lane + v * 8, sums[v]);
+  for (int v = 0; v < kVectors; ++v) {
+    const __m256 minimum = _mm256_mul_ps(_mm256_loadu_ps(in.sum_steps + lane + v * 8),
+                                         _mm256_cvtepi32_ps(load256(minimums + v * 8)));
+    const __m256 sum = _mm256_fmadd_ps(d, _mm256_loadu_ps(acc + v * 8), sums[v]);
+    _mm256_storeu_ps(y + lane + v * 8, _mm256_fnmadd_ps(dmin, minimum, sum));
+  }
 }
 
 // 8 * kVectors tokens from `lane` on: all blocks, then y.
 template <int kVectors>
-void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, const Input& in, uint32_t lane,
-                float* acc_s, float* y) {
+void lane_group(const Matrix& m, uint32_t panel, const PanelScratch& scratch, const Input& in, uint32_t lane,
+                float* y) {
   constexpr uint32_t kLanesHere = kVectors * 8;
-  float* const acc_m = acc_s + kPanelRows * kLanesHere;
-  __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
+  const UnpackedBlock* const blocks = scratch.blocks;
+  float* const acc = scratch.accumulators;
+  int32_t* const minimums = reinterpret_cast<int32_t*>(acc + kPanelRows * kLanesHere);
+  __builtin_memset(acc, 0, kPanelRows * kLanesHere * sizeof(float));
+  for (uint32_t t = 0; t < kLanesHere; t += kTileVectors * 8)
+    for (uint32_t w = 0; w < kPanelRows; w += kTileWords)
+      minimums_tile(blocks, w, m, in, lane + t, minimums + t, kLanesHere);
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
     const auto tiles = [&]<uint32_t kLines>() __attribute__((always_inline)) {
       for (uint32_t t = 0; t < kLanesHere; t += kTileVectors * 8)
         for (uint32_t w = 0; w < kPanelRows; w += kTileWords)
-          block_tile<kLines>(blocks[block], block, w, in, lane + t, acc_s + t, acc_m + t, kLanesHere);
+          block_tile<kLines>(blocks[block], block, w, in, lane + t, acc + t, kLanesHere);
     };
     if (m.lines_of(block) == 8)
       tiles.template operator()<8>();
@@ -406,21 +425,20 @@ void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, con
       tiles.template operator()<4>();
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
-    finish_word<kVectors>(m, panel, w, in, lane, acc_s + w * kLanesHere, acc_m + w * kLanesHere,
+    finish_word<kVectors>(m, panel, w, in, lane, acc + w * kLanesHere, minimums + w * kLanesHere,
                           y + kWordRow[w] * size_t{in.n_lanes});
 }
 
 // The whole panel is unpacked first (L2); then 32 tokens at a time, whose accumulators (8 KB) and one block of their
 // activations (4 KB) stay in L1 with that block's codes.
 template <uint32_t kGroup>
-void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
-  PanelScratch* const blocks = reinterpret_cast<PanelScratch*>(scratch);
+void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* memory, float* y) {
+  const PanelScratch scratch(m, in.n_lanes, memory);
   for (uint32_t block = 0; block < m.n_blocks(); ++block)
-    unpack_block<kGroup>(m, panel, block, blocks[block]);
-  float* const accumulators = reinterpret_cast<float*>(blocks + m.n_blocks());
+    unpack_block<kGroup>(m, panel, block, scratch.blocks[block]);
   uint32_t lane = 0;
-  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<4>(m, panel, blocks, in, lane, accumulators, y);
-  for (; lane < in.n_lanes; lane += 16) lane_group<2>(m, panel, blocks, in, lane, accumulators, y);
+  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<4>(m, panel, scratch, in, lane, y);
+  for (; lane < in.n_lanes; lane += 16) lane_group<2>(m, panel, scratch, in, lane, y);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
@@ -466,9 +484,11 @@ const Kernels kAvxVnniKernels = {
 const Kernels kAvx2Kernels = {
     "avx2",
 #endif
-    Avx2::rms_norm, Avx2::quantize, Avx2::quantize_tile, panel,        Avx2::store,   Avx2::gate,
-    Avx2::softcap,  Avx2::rope,     Avx2::append,        Avx2::attend, Avx2::combine, Avx2::finish,
-    read,           mac_loop,
+    Avx2::rms_norm,      Avx2::quantize, Avx2::quantize_sums,
+    Avx2::quantize_tile, panel,          Avx2::store,
+    Avx2::gate,          Avx2::softcap,  Avx2::rope,
+    Avx2::append,        Avx2::attend,   Avx2::combine,
+    Avx2::finish,        read,           mac_loop,
 };
 
 }  // namespace pith::cpu

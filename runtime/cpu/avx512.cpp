@@ -2,8 +2,8 @@
 //
 // One token: q24_avx512.h. Many tokens: a vector is 16 tokens. A panel's block (32 rows x 128 columns) is unpacked once to
 // bytes scale * (4*hi + lo) <= 225, so that vpdpbusd alone sums a block, and is used for all tokens: 4 rows x 64 tokens at
-// a time, 16 accumulators against 8 loads for 16 vpdpbusd. The minimums are a second, 1/8 as long pass of vpdpwssd.
-#include "runtime/cpu/panel_scratch.h"
+// a time, 16 accumulators against 8 loads for 16 vpdpbusd. The minimums are an eighth as many vpdpwssd, sixteen blocks at
+// a time.
 #include "runtime/cpu/q24_avx512.h"
 #include "runtime/cpu/tables.h"
 
@@ -13,7 +13,7 @@ namespace {
 
 // One block of a panel to bytes and minimums, in word order.
 template <uint32_t kGroup>
-void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, PanelScratch& out) {
+void unpack_block(const Matrix& m, uint32_t panel, uint32_t block, UnpackedBlock& out) {
   const q24::Layout& l = m.view.layout;
   const uint8_t* const base = m.view.base + size_t{panel} * l.n_lines * q24::kLineBytes;
   const uint8_t* const fine = m.view.fine + size_t{panel} * l.n_fine_lines * q24::kLineBytes;
@@ -72,10 +72,8 @@ template <int kRows, int kVectors>
 // One block of kLines lines for kRows words from `word` on and kVectors x 16 tokens from `lane` on, added to the
 // accumulators. Without any branch: a loop over the quads is left by a mispredicted one each time (7 to 9 % slower).
 template <int kRows, int kVectors, uint32_t kLines>
-[[gnu::always_inline]] inline void block_tile(const PanelScratch& unpacked, uint32_t block, uint32_t word,
-                                              const Input& in, uint32_t lane, float* acc_s, float* acc_m) {
-  const size_t lanes = in.n_lanes;
-  const float* const scales = in.scales + block * lanes + lane;
+[[gnu::always_inline]] inline void block_tile(const UnpackedBlock& unpacked, uint32_t block, uint32_t word,
+                                              const Input& in, uint32_t lane, float* acc) {
   __m512i sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -95,62 +93,84 @@ template <int kRows, int kVectors, uint32_t kLines>
       for (int v = 0; v < kVectors; ++v) dpbusd(sums[r][v], w, x[v]);
     }
   }
-  accumulate(sums, scales, acc_s + word * kVectors * 16);
+  accumulate(sums, in.scales + size_t{block} * in.n_lanes + lane, acc + word * kVectors * 16);
+}
 
+// The minimums of blocks [first, end) for as many words and tokens, added to `out`. All four pairs of half a block too: the
+// sums of those that it lacks are 0.
+template <int kRows, int kVectors>
+[[gnu::always_inline]] inline void minimums_tile(const UnpackedBlock* blocks, uint32_t first, uint32_t end,
+                                                 uint32_t word, const Matrix& m, const Input& in,
+                                                 uint32_t lane, int32_t* out) {
+  out += word * kVectors * 16;
+  __m512i sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_si512();
-  const int16_t* line_sums = in.sums + (size_t{block} * 4 * lanes + lane) * 2;
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = load512(out + (r * kVectors + v) * 16);
+  const int16_t* line_sums = pairs(m, in, lane) + size_t{first} * 4 * 32;
+  for (uint32_t block = first; block < end; ++block)
 #pragma GCC unroll 4
-  for (uint32_t pair = 0; pair < kLines / 2; ++pair, line_sums += lanes * 2) {
-    __m512i x[kVectors];
+    for (uint32_t pair = 0; pair < 4; ++pair, line_sums += 32) {
+      __m512i x[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) x[v] = load512(line_sums + v * 32);
+      for (uint32_t v = 0; v < kVectors; ++v) x[v] = load512(line_sums + v * m.n_summed_lines() * 16);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const __m512i w = _mm512_set1_epi32(unpacked.minimums[pair][word + static_cast<uint32_t>(r)]);
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i w = _mm512_set1_epi32(blocks[block].minimums[pair][word + static_cast<uint32_t>(r)]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) dpwssd(sums[r][v], w, x[v]);
+        for (int v = 0; v < kVectors; ++v) dpwssd(sums[r][v], w, x[v]);
+      }
     }
-  }
-  accumulate(sums, scales, acc_m + word * kVectors * 16);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) _mm512_storeu_si512(out + (r * kVectors + v) * 16, sums[r][v]);
 }
 
 // 16 * kVectors tokens from `lane` on: all blocks for 64 / kVectors words at a time, then y.
 template <int kVectors>
-void lane_group(const Matrix& m, uint32_t panel, const PanelScratch* blocks, const Input& in, uint32_t lane,
-                float* acc_s, float* y) {
+void lane_group(const Matrix& m, uint32_t panel, const PanelScratch& scratch, const Input& in, uint32_t lane,
+                float* y) {
   constexpr uint32_t kLanesHere = kVectors * 16, kRows = 16 / kVectors;
-  float* const acc_m = acc_s + kPanelRows * kLanesHere;
-  __builtin_memset(acc_s, 0, 2 * kPanelRows * kLanesHere * sizeof(float));
+  constexpr uint32_t kSummed = 16;  // blocks whose minimums are summed at a time: their line sums are 16 KB
+  const UnpackedBlock* const blocks = scratch.blocks;
+  float* const acc = scratch.accumulators;
+  float* const outliers = acc + kPanelRows * kLanesHere;
+  int32_t* const minimums = reinterpret_cast<int32_t*>(outliers + kPanelRows * kLanesHere);
+  __builtin_memset(acc, 0, 3 * kPanelRows * kLanesHere * sizeof(float));
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
+    if (block % kSummed == 0)
+      for (uint32_t w = 0, end = block + kSummed < m.n_blocks() ? block + kSummed : m.n_blocks();
+           w < kPanelRows; w += kRows)
+        minimums_tile<kRows, kVectors>(blocks, block, end, w, m, in, lane, minimums);
     const auto tiles = [&]<uint32_t kLines>() __attribute__((always_inline)) {
       for (uint32_t w = 0; w < kPanelRows; w += kRows)
-        block_tile<kRows, kVectors, kLines>(blocks[block], block, w, in, lane, acc_s, acc_m);
+        block_tile<kRows, kVectors, kLines>(blocks[block], block, w, in, lane, acc);
     };
     if (m.lines_of(block) == 8)
       tiles.template operator()<8>();
     else
       tiles.template operator()<4>();
+    add_outliers<kVectors>(m, scratch, block, in, lane, outliers);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
-    finish_word<kVectors>(m, panel, w, in, lane, acc_s + w * kLanesHere, acc_m + w * kLanesHere,
-                          y + (8 * (w % 4) + w / 4) * size_t{in.n_lanes});
+    finish_word<kVectors>(m, panel, w, in, lane, acc + w * kLanesHere, minimums + w * kLanesHere,
+                          outliers + w * kLanesHere, y);
 }
 
-// The whole panel is unpacked first (L2); then 64 tokens at a time, whose accumulators (16 KB) and one block of their
-// activations (8 KB) stay in L1 with that block's codes.
+// The whole panel is unpacked first (L2); then 64 tokens at a time, whose accumulators (24 KB, a third of them rarely used)
+// and one block of their activations (8 KB) stay in L1 with that block's codes.
 template <uint32_t kGroup>
-void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
-  PanelScratch* const blocks = reinterpret_cast<PanelScratch*>(scratch);
+void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* memory, float* y) {
+  const PanelScratch scratch(m, in.n_lanes, memory);
   for (uint32_t block = 0; block < m.n_blocks(); ++block)
-    unpack_block<kGroup>(m, panel, block, blocks[block]);
-  float* const accumulators = reinterpret_cast<float*>(blocks + m.n_blocks());
+    unpack_block<kGroup>(m, panel, block, scratch.blocks[block]);
+  sort_outliers(m, panel, scratch);
   uint32_t lane = 0;
-  for (; lane + 64 <= in.n_lanes; lane += 64) lane_group<4>(m, panel, blocks, in, lane, accumulators, y);
-  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<2>(m, panel, blocks, in, lane, accumulators, y);
-  for (; lane < in.n_lanes; lane += 16) lane_group<1>(m, panel, blocks, in, lane, accumulators, y);
+  for (; lane + 64 <= in.n_lanes; lane += 64) lane_group<4>(m, panel, scratch, in, lane, y);
+  for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<2>(m, panel, scratch, in, lane, y);
+  for (; lane < in.n_lanes; lane += 16) lane_group<1>(m, panel, scratch, in, lane, y);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
@@ -180,6 +200,7 @@ const Kernels kAvx512PlainKernels = {
 #endif
     Avx512::rms_norm,
     Avx512::quantize,
+    Avx512::quantize_sums,
     Avx512::quantize_tile,
     panel,
     Avx512::store,

@@ -54,18 +54,29 @@ CpuBackend::CpuBackend(std::shared_ptr<const Model> model, const SessionOptions&
 
 // ---- matrices -----------------------------------------------------------------------------------------------------
 
+// Where the quantized input of one token lies for a thread; with experts that of its slot-th expert.
+Input CpuBackend::input_of_one(uint32_t thread, uint32_t slot, const float* x) const {
+  const size_t n_blocks = size_t{slot} * scratch_.max_blocks,
+               n_lines = size_t{slot} * scratch_.max_summed_lines;
+  Input in;
+  in.n_tokens = in.n_lanes = 1;
+  in.a = scratch_.a + n_blocks * kBlock;
+  in.sums = scratch_.sums + thread * scratch_.sums_stride + n_lines;
+  in.sum_steps = scratch_.sum_steps + size_t{thread} * std::max(spec_.n_active_experts, 1u) + slot;
+  in.line_sums = scratch_.line_sums + n_lines;
+  in.scales = scratch_.scales + n_blocks;
+  in.x_hat = scratch_.x_hat + n_blocks * kBlock;
+  in.x = x;
+  return in;
+}
+
 // Brings n rows of x through `norm` (or none) to the form that the matrix wants. All threads call it together; on
 // return the input is ready for every thread.
 Input CpuBackend::prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                           const float* norm) {
-  Input in;
+  Input in = input_of_one(n == 1 ? thread : 0, 0, x);
   in.n_tokens = n;
   in.n_lanes = lanes_for(n);
-  in.a = scratch_.a;
-  in.sums = scratch_.sums;
-  in.scales = scratch_.scales;
-  in.x_hat = scratch_.x_hat;
-  in.x = x;
   in.x_stride = x_stride;
   const uint32_t n_threads = pool_.n_threads();
   if (n == 1) {  // every thread norms for itself, which is cheaper than a barrier, and quantizes a share
@@ -77,6 +88,9 @@ Input CpuBackend::prepare(uint32_t thread, const Matrix& m, const float* x, uint
     if (!m.is_q24()) return in;
     const Range blocks = share(m.n_blocks(), thread, n_threads);
     kernels_.quantize(m, in.x, blocks.begin, blocks.end, in);
+    pool_.barrier();
+    kernels_.quantize_sums(m, in);
+    return in;
   } else {
     const Range tiles = share(in.n_lanes / kLanes, thread, n_threads);
     for (uint32_t first = tiles.begin * kLanes; first < std::min(tiles.end * kLanes, n); first += kLanes) {

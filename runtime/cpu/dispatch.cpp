@@ -93,11 +93,12 @@ const Kernels& select_kernels(const std::string& name) {
   throw_error(ErrorCode::kInvalidArgument, "kernels: '{}', expected auto{}", name, known);
 }
 
-uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t plain_cols, uint32_t n_lanes) {
+uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t n_slots, uint32_t plain_cols,
+                             uint32_t n_lanes) {
   if (n_lanes == 1) return 0;
-  const uint64_t n_blocks = (q24_padded_cols + kBlock - 1) / kBlock;
-  const uint64_t panel = n_blocks * sizeof(PanelScratch) + uint64_t{2} * kPanelRows * n_lanes * sizeof(float);
-  const uint64_t columns = uint64_t{q24_padded_cols} * kLanes * sizeof(float);  // of quantize_tile()
+  const uint64_t panel = PanelScratch::bytes((q24_padded_cols + kBlock - 1) / kBlock, n_slots, n_lanes);
+  // Of quantize_tile(): the columns, and the lines' sums.
+  const uint64_t columns = (uint64_t{q24_padded_cols} + q24_padded_cols / 16) * kLanes * sizeof(float);
   const uint64_t wide = (uint64_t{plain_cols} + kLanes - 1) / kLanes * kLanes * kPanelRows * sizeof(float);
   const uint64_t sums = uint64_t{kPlainTokens} * kPanelRows * kLanes * sizeof(float);
   return std::max({panel, columns, plain_cols == 0 ? 0 : wide + sums});

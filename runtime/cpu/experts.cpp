@@ -104,19 +104,6 @@ void CpuBackend::experts_out(uint32_t layer) {
 
 // ---- one token ----------------------------------------------------------------------------------------------------
 
-// The quantized input of the token's slot-th expert.
-Input CpuBackend::input_of_slot(uint32_t slot, const float* x) const {
-  const size_t n_blocks = size_t{slot} * scratch_.max_blocks;
-  Input in;
-  in.n_tokens = in.n_lanes = 1;
-  in.a = scratch_.a + n_blocks * kBlock;
-  in.sums = scratch_.sums + n_blocks * (kBlock / 16);
-  in.scales = scratch_.scales + n_blocks;
-  in.x_hat = scratch_.x_hat + n_blocks * kBlock;
-  in.x = x;
-  return in;
-}
-
 // Quantizes row_of(slot) for those matrix_of(slot) that want it; all have as many columns. The threads share the blocks.
 template <typename MatrixOf, typename RowOf>
 void CpuBackend::quantize_slots(uint32_t thread, MatrixOf&& matrix_of, RowOf&& row_of) {
@@ -127,9 +114,12 @@ void CpuBackend::quantize_slots(uint32_t thread, MatrixOf&& matrix_of, RowOf&& r
     end = std::min(first + n_blocks, mine.end);
     const float* const x = row_of(slot);
     if (matrix_of(slot).is_q24())
-      kernels_.quantize(matrix_of(slot), x, at - first, end - first, input_of_slot(slot, x));
+      kernels_.quantize(matrix_of(slot), x, at - first, end - first, input_of_one(thread, slot, x));
   }
   pool_.barrier();
+  for (uint32_t slot = 0; slot < spec_.n_active_experts; ++slot)
+    if (matrix_of(slot).is_q24())
+      kernels_.quantize_sums(matrix_of(slot), input_of_one(thread, slot, row_of(slot)));
 }
 
 void CpuBackend::one_token_in(uint32_t layer) {
@@ -146,7 +136,7 @@ void CpuBackend::one_token_in(uint32_t layer) {
     const uint32_t n_panels = expert(0).gate_up.n_panels();
     pool_.for_each(thread, spec_.n_active_experts * n_panels, [&](uint32_t item) {
       const uint32_t slot = item / n_panels;
-      const Input in = input_of_slot(slot, scratch_.normed);
+      const Input in = input_of_one(thread, slot, scratch_.normed);
       multiply_panel(thread, expert(slot).gate_up, item % n_panels, in,
                      [&](uint32_t first, uint32_t, float* y) {
                        store_gate(first, expert(slot).gate_up_bias, in, y,
@@ -171,7 +161,7 @@ void CpuBackend::one_token_out(uint32_t layer) {
       float* const out = scratch_.branch + first;
       std::fill_n(out, n_rows, 0.0f);
       for (uint32_t slot = 0; slot < spec_.n_active_experts; ++slot)
-        multiply_panel(thread, expert(slot).down, panel, input_of_slot(slot, hidden(slot)),
+        multiply_panel(thread, expert(slot).down, panel, input_of_one(thread, slot, hidden(slot)),
                        [&](uint32_t, uint32_t, float* y) {
                          add_bias(expert(slot).down_bias, first, n_rows, 1, y);
                          for (uint32_t r = 0; r < n_rows; ++r) out[r] += scratch_.slot_of[slot].share * y[r];

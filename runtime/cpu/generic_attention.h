@@ -14,7 +14,7 @@ struct Attention {
     V largest = V::set1(0);
     for_each_vector<V>(n,
                        [&](uint32_t i, auto load, auto) { largest = V::max(largest, V::abs(load(x + i))); });
-    const Scale scale(V::reduce_max(largest));
+    const Scale scale(V::reduce_max(largest), kByteLimit);
     const V inverse = V::set1(scale.inverse), magic = V::set1(kMagic);
     for_each_vector<V>(n, [&](uint32_t i, auto load, auto) {
       int8_t a[16];

@@ -11,15 +11,17 @@ constexpr float kMagic =
     12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, which its low bits then hold
 
 namespace {  // one a kernel file
-// Of values of at most `largest` rounded to int8.
+// Of values of at most `largest` rounded to whole numbers of at most `limit`.
 struct Scale {
   float step, inverse;
-  explicit Scale(float largest) {
+  Scale(float largest, float limit) {
     const bool zero = largest < 1e-30f;
-    step = zero ? 0.0f : largest / 127.0f;
-    inverse = zero ? 0.0f : 127.0f / largest;
+    step = zero ? 0.0f : largest / limit;
+    inverse = zero ? 0.0f : limit / largest;
   }
 };
+constexpr float kByteLimit = 127.0f;
+constexpr float kSumLimit = 127 * 256.0f;  // so that each is 256 * h + l with int8 h and l (amx.cpp)
 }  // namespace
 
 // e^x, relative error below 2e-7 (Cephes' polynomial); x is clamped to [-87, 88].
@@ -77,10 +79,10 @@ void for_each_vector(uint32_t n, F&& f) {
         [rest](V x, float* p) { store_tail(x, p, rest); });
 }
 
-// A whole number in float as int; 0 for NaN.
+// The low bits of a whole number + kMagic are the number's; NaN counts as 0.
 template <class Float>
-int whole(Float x) {
-  return x == x ? static_cast<int>(x) : 0;
+uint32_t whole_bits(Float biased) {
+  return biased == biased ? __builtin_bit_cast(uint32_t, biased) : 0;
 }
 
 }  // namespace pith::cpu

@@ -36,7 +36,7 @@ struct Quantizing {
         values[i] = v;
         largest = V::max(largest, V::abs(v));
       }
-      const Scale scale(V::reduce_max(largest));
+      const Scale scale(V::reduce_max(largest), kByteLimit);
       in.scales[b] = scale.step;
       const V inverse = V::set1(scale.inverse), magic = V::set1(kMagic);
       for (uint32_t i = 0; i < n_lines; ++i) {
@@ -44,16 +44,34 @@ struct Quantizing {
         const V rounded = values[i] * inverse + magic - magic;
         rounded.store_i8(in.a + line * 16);
         (V::set1(scale.step) * rounded).store(in.x_hat + line * 16);
-        const int sum = whole(V::reduce_add(rounded));  // of whole numbers below 2^11: exact in any order
-        in.sums[line] = static_cast<int16_t>(sum);
+        in.line_sums[line] = scale.step * V::reduce_add(rounded);  // of whole numbers: exact in any order
       }
+      if (b + 1 == m.n_blocks())
+        for (uint32_t line = first_line + n_lines; line < m.n_summed_lines(); ++line) in.line_sums[line] = 0;
+    }
+  }
+
+  static void quantize_sums(const Matrix& m, const Input& in) {
+    const uint32_t n = m.n_summed_lines();
+    V largest = V::set1(0);
+    for (uint32_t i = 0; i < n; i += 16) largest = V::max(largest, V::abs(V::load(in.line_sums + i)));
+    const Scale scale(V::reduce_max(largest), kSumLimit);
+    in.sum_steps[0] = scale.step;
+    const V inverse = V::set1(scale.inverse), magic = V::set1(kMagic);
+    for (uint32_t i = 0; i < n; i += 16) {
+      float biased[16];
+      (V::load(in.line_sums + i) * inverse + magic).store(biased);
+      for (uint32_t j = 0; j < 16; ++j) in.sums[i + j] = static_cast<int16_t>(whole_bits(biased[j]));
     }
   }
 
   // Tokens are lanes here too: x is turned first, so that a column is a vector, and a permuted column a load.
   static void quantize_tile(const Matrix& m, const float* x, size_t x_stride, uint32_t n_tokens,
-                            uint32_t lane, const Input& in, float* columns) {
+                            uint32_t lane, const Input& in, float* scratch) {
+    float* const columns = scratch;                                // [n_cols, 16]
+    float* const line_sums = scratch + size_t{m.n_cols} * kLanes;  // [n_lines, 16]
     turn(x, x_stride, n_tokens, m.n_cols, columns);
+    V largest_sum = V::set1(0);
     for (uint32_t b = 0; b < m.n_blocks(); ++b) {
       const uint32_t first_line = b * (kBlock / 16), n_lines = m.lines_of(b);
       alignas(64) float values[kBlock][kLanes];
@@ -66,15 +84,9 @@ struct Quantizing {
         v.store(values[c]);
         largest = V::max(largest, V::abs(v));
       }
-      float inverses[kLanes];
-      largest.store(inverses);
-      for (uint32_t t = 0; t < kLanes; ++t) {
-        const Scale scale(inverses[t]);
-        in.scales[size_t{b} * in.n_lanes + lane + t] = scale.step;
-        inverses[t] = scale.inverse;
-      }
-      const V inverse = V::load(inverses), magic = V::set1(kMagic);
-      alignas(64) float sums[kBlock / 16][kLanes] = {};  // zeros for the lines that half a block lacks
+      float* const steps = in.scales + size_t{b} * in.n_lanes + lane;
+      const V inverse = set_scales(largest, kByteLimit, steps), step = V::load(steps),
+              magic = V::set1(kMagic);
       for (uint32_t i = 0; i < n_lines; ++i) {
         V sum = V::set1(0);
         for (float(*value)[kLanes] = values + i * 16; value < values + (i + 1) * 16; ++value) {
@@ -82,16 +94,35 @@ struct Quantizing {
           biased.store(*value);
           sum = sum + (biased - magic);
         }
-        sum.store(sums[i]);
+        const V line_sum = step * sum;
+        line_sum.store(line_sums + size_t{first_line + i} * kLanes);
+        largest_sum = V::max(largest_sum, V::abs(line_sum));
       }
       store_quads(values, n_lines, quads(in, b, n_lines, lane));
-      for (uint32_t pair = 0; pair < kBlock / 32; ++pair) {
-        int16_t* const out = in.sums + ((size_t{b} * 4 + pair) * in.n_lanes + lane) * 2;
-        for (uint32_t t = 0; t < kLanes; ++t)
-          for (uint32_t i = 0; i < 2; ++i)
-            out[t * 2 + i] = static_cast<int16_t>(whole(sums[pair * 2 + i][t]));
-      }
     }
+    const V inverse = set_scales(largest_sum, kSumLimit, in.sum_steps + lane), magic = V::set1(kMagic);
+    const uint32_t n_lines = m.view.layout.n_lines;  // of many columns: a multiple of 4
+    int16_t* out = pairs(m, in, lane);
+    for (uint32_t line = 0; line < n_lines; line += 2, out += kLanes * 2) {
+      float biased[2][kLanes];
+      for (uint32_t i = 0; i < 2; ++i)
+        (V::load(line_sums + size_t{line + i} * kLanes) * inverse + magic).store(biased[i]);
+      for (uint32_t t = 0; t < kLanes; ++t)
+        for (uint32_t i = 0; i < 2; ++i) out[t * 2 + i] = static_cast<int16_t>(whole_bits(biased[i][t]));
+    }
+    __builtin_memset(out, 0, size_t{m.n_summed_lines() - n_lines} * kLanes * sizeof(int16_t));
+  }
+
+  // Scales of 16 tokens: stores the steps, returns the inverses.
+  static V set_scales(V largest, float limit, float* steps) {
+    float all[kLanes];
+    largest.store(all);
+    for (uint32_t t = 0; t < kLanes; ++t) {
+      const Scale scale(all[t], limit);
+      steps[t] = scale.step;
+      all[t] = scale.inverse;
+    }
+    return V::load(all);
   }
 
   // x [n_tokens, n] to [n, 16], zeros for the tokens that are not there.
@@ -110,9 +141,9 @@ struct Quantizing {
     }
   }
 
-  // biased [16 * n_lines columns][16]: whole numbers + kMagic, whose low byte is the number's; NaN counts as 0.
+  // biased [16 * n_lines columns][16]: whole numbers + kMagic.
   static void store_quads(const float (*biased)[kLanes], uint32_t n_lines, int8_t* out) {
-    const auto byte = [](float x) { return x == x ? __builtin_bit_cast(uint32_t, x) & 0xff : 0; };
+    const auto byte = [](float x) { return whole_bits(x) & 0xff; };
     for (uint32_t quad = 0; quad < n_lines * 4; ++quad, out += kLanes * 4) {
       const uint32_t first = kLinePairs ? quad / 8 * 32 + quad % 8 * 2 : quad * 4;
       const float(*const a)[kLanes] = biased + first, (*const b)[kLanes] = a + (kLinePairs ? 16 : 2);

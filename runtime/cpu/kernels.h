@@ -5,10 +5,13 @@
 //
 //   Activations of a Q24 matrix. x'[c] = col_scale[c / 16] * x[perm[c]] in blocks of 128 storage columns (the last may
 //   have 64): scale = max|x'| / 127, a = round_to_nearest_even(x' * (127 / max|x'|)); max|x'| < 1e-30 counts as zero.
-//   Q24 matvec. For each row and block, exact in int32:   T = sum s * a * (4*hi + lo),   M = sum m * a.
-//     acc_s = fma(scale, float(T), acc_s) and acc_m = fma(scale, float(M), acc_m) block after block, then
-//     y = fma(-dmin, acc_m, (0.25f * d) * acc_s), then y = fma(delta, scale * float(a[column]), y) slot after slot.
-//     |T| <= 8 * 15 * 16 * 127 * 15 < 2^24, so float(T) is exact.
+//   Line sums. sum = scale * (sum of a line's 16 a); step = max|sum| of the token / 32512, q = round(sum * (32512 /
+//   max|sum|)), zero as above. So the minimums are one product of integers for all columns, without a scale a block; 15 bits
+//   beside the 7 of a.
+//   Q24 matvec. Exact in int32: for each row and block T = sum s * a * (4*hi + lo), for each row M = sum m * q.
+//     acc = fma(scale, float(T), acc) block after block; out = fma(delta, scale * float(a[column]), out) slot after slot (by
+//     column, as FORMAT.md has them); y = fma(-dmin, step * float(M), fma(0.25f * d, acc, out)).
+//     |T| <= 8 * 15 * 16 * 127 * 15 < 2^24, so float(T) is exact; |M| <= 15 * 32512 * 4092 lines < 2^31.
 //   Plain matvec. 16 lanes; lane l sums columns l, l+16, ... by fma; lanes are added as a tree: i += i+8, +4, +2, +1.
 //   Attention. The positions that a query sees are cut at multiples of kSegment; within a segment: scores (fma over
 //   head_dim in order), their maximum, exp, sum over 16 lanes (lane = position % 16) as a tree, values (fma over the
@@ -50,6 +53,7 @@ struct Matrix {
     const uint32_t rest = view.layout.n_lines - block * (kBlock / 16);
     return rest < kBlock / 16 ? rest : kBlock / 16;
   }
+  uint32_t n_summed_lines() const { return (view.layout.n_lines + 63) / 64 * 64; }  // of Input::sums
 };
 
 // The input of one matrix for n_tokens tokens. Lanes past n_tokens hold anything; so do their results.
@@ -61,8 +65,12 @@ struct Input {
   // whatever n_lanes is; [padded_cols] for one token. A quad is 4 columns of a line; of many tokens with avx2.cpp 2 columns
   // each of two lines. 64 readable bytes behind.
   int8_t* a = nullptr;
-  // kQ24: [n_blocks * 4, n_lanes, 2], sums of a over a pair of lines; of many tokens with amx.cpp as two bytes each.
+  // kQ24: q of each line, zeros past the last: [n_lanes / 16, n_summed_lines / 2, 16, 2], pairs of lines; [n_summed_lines]
+  // for one token. amx.cpp keeps the bytes of many tokens in an order of its own.
   int16_t* sums = nullptr;
+  float* sum_steps = nullptr;  // kQ24: [n_lanes]
+  float* line_sums =
+      nullptr;  // kQ24, one token only: [n_summed_lines] what q is rounded from, zeros past the last
   float* scales = nullptr;  // kQ24: [n_blocks, n_lanes]
   float* x_hat = nullptr;   // kQ24, one token only: [padded_cols] scale * a, for outliers
 };
@@ -75,6 +83,15 @@ struct Input {
 }
 [[gnu::always_inline]] inline uint32_t quad_bytes(const Input& in) {
   return in.n_lanes == 1 ? 4 : kLanes * 4;
+}
+
+// Where the first pair of line sums lies for the token in `lane`; the next is pair_stride(in) on.
+[[gnu::always_inline]] inline int16_t* pairs(const Matrix& m, const Input& in, uint32_t lane) {
+  if (in.n_lanes == 1) return in.sums;
+  return in.sums + (size_t{lane / kLanes} * m.n_summed_lines() / 2 * kLanes + lane % kLanes) * 2;
+}
+[[gnu::always_inline]] inline uint32_t pair_stride(const Input& in) {
+  return in.n_lanes == 1 ? 2 : kLanes * 2;
 }
 
 inline uint32_t lanes_for(uint32_t n_tokens) {
@@ -105,13 +122,15 @@ struct Kernels {
 
   // out = x * (1 / sqrt(mean(x^2) + eps)) * w; out may be x.
   void (*rms_norm)(const float* x, const float* w, uint32_t n, float eps, float* out);
-  // Quantizes blocks [block_begin, block_end) of one token's x [n_cols].
+  // Quantizes blocks [block_begin, block_end) of one token's x [n_cols], all but the line sums: those quantize_sums() does when
+  // all blocks are done.
   void (*quantize)(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end,
                    const Input& in);
+  void (*quantize_sums)(const Matrix& m, const Input& in);
   // Quantizes 1 to 16 tokens, x [n_tokens, n_cols] with rows x_stride apart, into lanes `lane` (a multiple of 16) and on.
-  // columns: scratch [n_cols, 16].
+  // scratch: that of panel().
   void (*quantize_tile)(const Matrix& m, const float* x, size_t x_stride, uint32_t n_tokens, uint32_t lane,
-                        const Input& in, float* columns);
+                        const Input& in, float* scratch);
   // y [32, n_lanes] = rows 32 * panel .. of the matrix times the input. Rows past n_rows hold anything.
   // scratch: panel_scratch_bytes(), 64-byte aligned, private to the thread.
   void (*panel)(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y);
@@ -141,8 +160,9 @@ struct Kernels {
   uint64_t (*mac_loop)(uint64_t rounds);
 };
 
-// What a thread needs for panel() and quantize_tile(), for matrices of so many columns or fewer.
-uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t plain_cols, uint32_t n_lanes);
+// What a thread needs for panel() and quantize_tile(), for matrices of so many columns and outliers a row or fewer.
+uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t n_slots, uint32_t plain_cols,
+                             uint32_t n_lanes);
 
 // Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);

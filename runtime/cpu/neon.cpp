@@ -64,12 +64,13 @@ int32x4_t group_bytes(const uint8_t* scales, uint32_t i) {
 
 void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
   const q24::Layout& l = m.view.layout;
-  float32x4_t acc_s[8], acc_m[8];
-  for (int i = 0; i < 8; ++i) acc_s[i] = acc_m[i] = vdupq_n_f32(0);
+  float32x4_t acc[8];
+  int32x4_t minimums[8];
+  for (int i = 0; i < 8; ++i) acc[i] = vdupq_n_f32(0), minimums[i] = vdupq_n_s32(0);
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
     const uint32_t end = block * 8 + 8 < l.n_lines ? block * 8 + 8 : l.n_lines;
-    int32x4_t big_t[8], big_m[8];
-    for (int i = 0; i < 8; ++i) big_t[i] = big_m[i] = vdupq_n_s32(0);
+    int32x4_t big_t[8];
+    for (int32x4_t& sum : big_t) sum = vdupq_n_s32(0);
     for (uint32_t line = block * 8; line < end; ++line) {
       const Line at = line_of(m, panel, line);
       const int8x16_t a = vld1q_s8(in.a + size_t{line} * 16);
@@ -83,26 +84,24 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
         sum = vdotq_laneq_s32(sum, c.quad[3], a, 3);
         const int32x4_t sm = group_bytes(at.scales, i);
         big_t[i] = vmlaq_s32(big_t[i], sum, vandq_s32(sm, vdupq_n_s32(15)));
-        big_m[i] = vmlaq_n_s32(big_m[i], vshrq_n_s32(sm, 4), sum_a);
+        minimums[i] = vmlaq_n_s32(minimums[i], vshrq_n_s32(sm, 4), sum_a);
       }
     }
     const float32x4_t scale = vdupq_n_f32(in.scales[block]);
-    for (int i = 0; i < 8; ++i) {
-      acc_s[i] = vfmaq_f32(acc_s[i], scale, vcvtq_f32_s32(big_t[i]));
-      acc_m[i] = vfmaq_f32(acc_m[i], scale, vcvtq_f32_s32(big_m[i]));
-    }
+    for (int i = 0; i < 8; ++i) acc[i] = vfmaq_f32(acc[i], scale, vcvtq_f32_s32(big_t[i]));
   }
   for (uint32_t w = 0; w < kPanelRows; ++w) {
     const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
-    const float s = 0.25f * half_to_float(row_scale[0]) * acc_s[w / 4][w % 4];
-    float sum = __builtin_fmaf(-half_to_float(row_scale[1]), acc_m[w / 4][w % 4], s);
+    float out = 0;
     for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
       const uint16_t* const word =
           m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
       const uint32_t col = word[0];  // read once: the mapping may change
-      if (col < l.padded_cols) sum = __builtin_fmaf(half_to_float(word[1]), in.x_hat[col], sum);
+      if (col < l.padded_cols) out = __builtin_fmaf(half_to_float(word[1]), in.x_hat[col], out);
     }
-    y[q24::word_row(w)] = sum;
+    const float minimum = in.sum_steps[0] * static_cast<float>(minimums[w / 4][w % 4]);
+    out = __builtin_fmaf(0.25f * half_to_float(row_scale[0]), acc[w / 4][w % 4], out);
+    y[q24::word_row(w)] = __builtin_fmaf(-half_to_float(row_scale[1]), minimum, out);
   }
 }
 
@@ -121,17 +120,17 @@ void unpack_block(const Matrix& m, uint32_t panel, uint32_t first, uint32_t end,
 
 // One block of one word for 16 tokens from `lane` on, added to the accumulators.
 void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, const int8_t* codes,
-               const Input& in, uint32_t lane, float* acc_s, float* acc_m) {
+               const Input& in, uint32_t lane, float* acc, int32_t* minimums) {
   const uint32_t first = block * 8, end = first + m.lines_of(block);
   const int8_t* const first_quad = quads(in, block, end - first, lane);
   const size_t lanes = in.n_lanes;
   int32x4_t big_t[4], big_m[4];
-  for (int v = 0; v < 4; ++v) big_t[v] = big_m[v] = vdupq_n_s32(0);
+  for (int v = 0; v < 4; ++v) big_t[v] = vdupq_n_s32(0), big_m[v] = vld1q_s32(minimums + lane + v * 4);
   for (uint32_t line = first; line < end; ++line) {
     const int sm = line_of(m, panel, line).scales[w * 2];
     const int8x16_t c = vld1q_s8(codes + (size_t{line - first} * 32 + w) * 16);
     const int8_t* const a = first_quad + (line - first) * 256;
-    const int16_t* const sums = in.sums + (size_t{line / 2} * lanes + lane) * 2;
+    const int16_t* const sums = pairs(m, in, lane) + size_t{line / 2} * pair_stride(in);
     for (int v = 0; v < 4; ++v) {
       const auto x = [&](size_t p) { return vld1q_s8(a + p * 64 + v * 16); };
       int32x4_t sum = vdotq_laneq_s32(vdupq_n_s32(0), x(0), c, 0);
@@ -147,19 +146,19 @@ void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, cons
   for (int v = 0; v < 4; ++v) {
     const uint32_t at = lane + static_cast<uint32_t>(v) * 4;
     const float32x4_t scale = vld1q_f32(in.scales + block * lanes + at);
-    vst1q_f32(acc_s + at, vfmaq_f32(vld1q_f32(acc_s + at), scale, vcvtq_f32_s32(big_t[v])));
-    vst1q_f32(acc_m + at, vfmaq_f32(vld1q_f32(acc_m + at), scale, vcvtq_f32_s32(big_m[v])));
+    vst1q_f32(acc + at, vfmaq_f32(vld1q_f32(acc + at), scale, vcvtq_f32_s32(big_t[v])));
+    vst1q_s32(minimums + at, big_m[v]);
   }
 }
 
-void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, const float* acc_s,
-                 const float* acc_m, float* y) {
+void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, const float* acc,
+                 const int32_t* minimums, float* y) {
   const q24::Layout& l = m.view.layout;
   const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
   const float32x4_t d = vdupq_n_f32(0.25f * half_to_float(row_scale[0]));
   const float32x4_t dmin = vdupq_n_f32(half_to_float(row_scale[1]));
   for (uint32_t lane = 0; lane < in.n_lanes; lane += 4) {
-    float32x4_t sum = vfmsq_f32(vmulq_f32(d, vld1q_f32(acc_s + lane)), dmin, vld1q_f32(acc_m + lane));
+    float32x4_t sum = vdupq_n_f32(0);
     for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
       const uint16_t* const word =
           m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
@@ -173,26 +172,28 @@ void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, c
       const float32x4_t x = vmulq_f32(vld1q_f32(in.scales + size_t{block} * in.n_lanes + lane), a);
       sum = vfmaq_f32(sum, vdupq_n_f32(half_to_float(word[1])), x);
     }
-    vst1q_f32(y + lane, sum);
+    const float32x4_t minimum =
+        vmulq_f32(vld1q_f32(in.sum_steps + lane), vcvtq_f32_s32(vld1q_s32(minimums + lane)));
+    vst1q_f32(y + lane, vfmsq_f32(vfmaq_f32(sum, d, vld1q_f32(acc + lane)), dmin, minimum));
   }
 }
 
-void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* scratch, float* y) {
-  PanelScratch& unpacked = *reinterpret_cast<PanelScratch*>(scratch);
-  int8_t* const codes = reinterpret_cast<int8_t*>(unpacked.codes);
+void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* memory, float* y) {
+  const PanelScratch scratch(m, in.n_lanes, memory);
+  int8_t* const codes = reinterpret_cast<int8_t*>(scratch.blocks[0].codes);
   const size_t lanes = in.n_lanes;
-  float* const acc_s = unpacked.accumulators();
-  float* const acc_m = acc_s + kPanelRows * lanes;
-  __builtin_memset(acc_s, 0, 2 * kPanelRows * lanes * sizeof(float));
+  float* const acc = scratch.accumulators;
+  int32_t* const minimums = reinterpret_cast<int32_t*>(acc + kPanelRows * lanes);
+  __builtin_memset(acc, 0, 2 * kPanelRows * lanes * sizeof(float));
   const uint32_t n_lines = m.view.layout.n_lines;
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
     unpack_block(m, panel, block * 8, block * 8 + 8 < n_lines ? block * 8 + 8 : n_lines, codes);
     for (uint32_t w = 0; w < kPanelRows; ++w)
       for (uint32_t lane = 0; lane < lanes; lane += 16)
-        block_row(m, panel, block, w, codes, in, lane, acc_s + w * lanes, acc_m + w * lanes);
+        block_row(m, panel, block, w, codes, in, lane, acc + w * lanes, minimums + w * lanes);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
-    finish_word(m, panel, w, in, acc_s + w * lanes, acc_m + w * lanes, y + q24::word_row(w) * lanes);
+    finish_word(m, panel, w, in, acc + w * lanes, minimums + w * lanes, y + q24::word_row(w) * lanes);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {
@@ -227,9 +228,10 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kNeonKernels = {
-    "neon",       Neon::rms_norm, Neon::quantize, Neon::quantize_tile, panel,        Neon::store,
-    Neon::gate,   Neon::softcap,  Neon::rope,     Neon::append,        Neon::attend, Neon::combine,
-    Neon::finish, read,           mac_loop,
+    "neon",       Neon::rms_norm, Neon::quantize, Neon::quantize_sums, Neon::quantize_tile,
+    panel,        Neon::store,    Neon::gate,     Neon::softcap,       Neon::rope,
+    Neon::append, Neon::attend,   Neon::combine,  Neon::finish,        read,
+    mac_loop,
 };
 
 }  // namespace pith::cpu

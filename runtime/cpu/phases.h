@@ -68,7 +68,7 @@ class CpuBackend final : public Backend {
   void sort_by_expert();
   void experts_in(uint32_t layer);
   void experts_out(uint32_t layer);
-  Input input_of_slot(uint32_t slot, const float* x) const;
+  Input input_of_one(uint32_t thread, uint32_t slot, const float* x) const;
   template <typename MatrixOf, typename RowOf>
   void quantize_slots(uint32_t thread, MatrixOf&& matrix_of, RowOf&& row_of);
   void one_token_in(uint32_t layer);

@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #include "runtime/cpu/generic.h"
+#include "runtime/cpu/panel_scratch.h"
 #include "runtime/cpu/read_ahead.h"
 #include "runtime/cpu/vec_avx512.h"
 
@@ -101,10 +102,10 @@ __m512i fine_sums(__m512i sum, __m512i lo, const int8_t* a) {
   return _mm512_dpbusd_epi32(sum, lo_codes<3>(lo), quad(a, 3));
 }
 
-// Sums of the outliers of 16 words, added to `sum`.
-__m512 add_outliers(const Matrix& m, uint32_t panel, uint32_t half, const Input& in, const ReadAhead& ahead,
-                    __m512 sum) {
+// Sums of the outliers of 16 words.
+__m512 outlier_sums(const Matrix& m, uint32_t panel, uint32_t half, const Input& in, const ReadAhead& ahead) {
   const q24::Layout& l = m.view.layout;
+  __m512 sum = _mm512_setzero_ps();
   for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
     if (slot % 2 == half) ahead.fetch_beside_outliers(slot);
     const __m512i words =
@@ -128,10 +129,11 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
 
   const ReadAhead ahead(m, panel);
 
-  __m512 acc_s[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, acc_m[2] = {acc_s[0], acc_s[0]};
+  __m512 acc[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  __m512i big_m[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
     const uint32_t end = block * 8 + 8 < l.n_lines ? block * 8 + 8 : l.n_lines;
-    __m512i big_t[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, big_m[2] = {big_t[0], big_t[0]};
+    __m512i big_t[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     for (uint32_t line = block * 8; line < end; line += 2) {
       const int8_t* const a = in.a + size_t{line} * 16;
       const uint8_t* const hi = base + size_t{line} * q24::kLineBytes;
@@ -159,10 +161,8 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
       }
     }
     const __m512 scale = _mm512_set1_ps(in.scales[block]);
-    for (uint32_t half = 0; half < 2; ++half) {
-      acc_s[half] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(big_t[half]), acc_s[half]);
-      acc_m[half] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(big_m[half]), acc_m[half]);
-    }
+    for (uint32_t half = 0; half < 2; ++half)
+      acc[half] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(big_t[half]), acc[half]);
   }
 
   __m512 sums[2];
@@ -170,8 +170,9 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
     const __m512i both = load512(m.view.row_scale + size_t{panel} * 64 + half * 32);  // words {d, dmin}
     const __m512 d = _mm512_mul_ps(_mm512_set1_ps(0.25f), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
     const __m512 dmin = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
-    sums[half] = _mm512_fnmadd_ps(dmin, acc_m[half], _mm512_mul_ps(d, acc_s[half]));
-    sums[half] = add_outliers(m, panel, half, in, ahead, sums[half]);
+    const __m512 minimums = _mm512_mul_ps(_mm512_set1_ps(in.sum_steps[0]), _mm512_cvtepi32_ps(big_m[half]));
+    sums[half] = _mm512_fmadd_ps(d, acc[half], outlier_sums(m, panel, half, in, ahead));
+    sums[half] = _mm512_fnmadd_ps(dmin, minimums, sums[half]);
   }
   // Word order to row order: row r is word 4 * (r % 8) + r / 8.
   const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
@@ -180,38 +181,78 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
                    _mm512_permutex2var_ps(sums[0], _mm512_add_epi32(first, _mm512_set1_epi32(2)), sums[1]));
 }
 
-// ---- the end of a word of many tokens ---------------------------------------------------------------------------------
+// ---- many tokens: outliers, and the end of a word ---------------------------------------------------------------------
 
-// y of one word for kVectors x 16 tokens from `lane` on: scales, minimums, outliers.
+// The panel's outliers by block, those of a row in the order of their slots. What is read of the mapping, which may change,
+// is read once.
+void sort_outliers(const Matrix& m, uint32_t panel, const PanelScratch& scratch) {
+  const uint32_t n = m.view.layout.shape.n_slots * kPanelRows, n_blocks = m.n_blocks();
+  const uint16_t* const words = m.view.outliers + size_t{panel} * n * 2;
+  uint32_t* const where = scratch.unsorted_where;
+  float* const delta = scratch.unsorted_delta;
+  uint32_t* const begin = scratch.outlier_begin;
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i n_cols = _mm512_set1_epi32(static_cast<int>(m.view.layout.padded_cols));
+  const __m512i outside = _mm512_set1_epi32(static_cast<int>(n_blocks * kBlock));
+  __builtin_memset(begin, 0, (n_blocks + 2) * sizeof *begin);
+  for (uint32_t i = 0; i < n; i += 16) {
+    const __m512i word = load512(words + i * 2);
+    __m512i col = _mm512_and_si512(word, _mm512_set1_epi32(0xffff));
+    col = _mm512_mask_mov_epi32(col, _mm512_cmpge_epu32_mask(col, n_cols), outside);
+    const __m512i row = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(i % kPanelRows)));
+    _mm512_store_si512(where + i, _mm512_or_si512(col, _mm512_slli_epi32(row, 24)));
+    _mm512_store_ps(delta + i, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word, 16))));
+  }
+  const auto block_of = [&](uint32_t i) { return where[i] / kBlock & 0xffff; };
+  for (uint32_t i = 0; i < n; ++i) ++begin[block_of(i) + 1];
+  for (uint32_t b = 0; b < n_blocks; ++b) begin[b + 1] += begin[b];
+  // From here on begin[b + 1] is where the next outlier of block b goes: in the end where the next block begins.
+  for (uint32_t b = n_blocks + 1; b > 0; --b) begin[b] = begin[b - 1];
+  for (uint32_t i = 0; i < n; ++i) scratch.outliers[begin[block_of(i) + 1]++] = {where[i], delta[i]};
+}
+
+// Adds a block's outliers for kVectors x 16 tokens from `lane` on to out [32 words, kVectors * 16], while the block's
+// activations are in L1.
+template <int kVectors>
+[[gnu::always_inline]] inline void add_outliers(const Matrix& m, const PanelScratch& scratch, uint32_t block,
+                                                const Input& in, uint32_t lane, float* out) {
+  const uint32_t n_lines = m.lines_of(block);
+  const int8_t* const a = quads(in, block, n_lines, lane);
+  __m512 scales[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v)
+    scales[v] = _mm512_loadu_ps(in.scales + size_t{block} * in.n_lanes + lane + v * 16);
+  const Outlier* const end = scratch.outliers + scratch.outlier_begin[block + 1];
+  for (const Outlier* o = scratch.outliers + scratch.outlier_begin[block]; o < end; ++o) {
+    const uint32_t col = o->where % kBlock;
+    const __m512i select = _mm512_set1_epi32(1 << (col % 4 * 8));  // of four columns, by a product with 1
+    const __m512 delta = _mm512_set1_ps(o->delta);
+    const int8_t* const quad = a + col / 4 * 64;
+    float* const at = out + (o->where >> 24) * kVectors * 16;
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < kVectors; ++v) {
+      const __m512i value =
+          _mm512_dpbusd_epi32(_mm512_setzero_si512(), select, load512(quad + v * n_lines * 256));
+      const __m512 x = _mm512_mul_ps(scales[v], _mm512_cvtepi32_ps(value));
+      _mm512_storeu_ps(at + v * 16, _mm512_fmadd_ps(delta, x, _mm512_loadu_ps(at + v * 16)));
+    }
+  }
+}
+
+// y of one word for kVectors x 16 tokens from `lane` on, of its three sums for them.
 template <int kVectors>
 void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, uint32_t lane,
-                 const float* acc_s, const float* acc_m, float* y) {
-  const q24::Layout& l = m.view.layout;
+                 const float* acc, const int32_t* minimums, const float* outliers, float* y) {
   const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
   const __m512 d = _mm512_set1_ps(0.25f * _cvtsh_ss(row_scale[0])),
                dmin = _mm512_set1_ps(_cvtsh_ss(row_scale[1]));
-  __m512 sums[kVectors];
-  for (int v = 0; v < kVectors; ++v)
-    sums[v] = _mm512_fnmadd_ps(dmin, _mm512_loadu_ps(acc_m + v * 16),
-                               _mm512_mul_ps(d, _mm512_loadu_ps(acc_s + v * 16)));
-  for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
-    const uint16_t* const word =
-        m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
-    const uint32_t col = word[0];
-    if (col >= l.padded_cols) continue;
-    const __m512 delta = _mm512_set1_ps(_cvtsh_ss(word[1]));
-    const __m512i select = _mm512_set1_epi32(1 << (col % 4 * 8));  // of four columns, by a product with 1
-    const uint32_t block = col / kBlock, n_lines = m.lines_of(block);
-    const int8_t* const a = quads(in, block, n_lines, lane) + col % kBlock / 4 * 64;
-    const float* const scales = in.scales + size_t{block} * in.n_lanes + lane;
-    for (uint32_t v = 0; v < kVectors; ++v) {
-      const __m512i value =
-          _mm512_dpbusd_epi32(_mm512_setzero_si512(), select, load512(a + v * n_lines * 256));
-      const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(scales + v * 16), _mm512_cvtepi32_ps(value));
-      sums[v] = _mm512_fmadd_ps(delta, x, sums[v]);
-    }
+  for (int v = 0; v < kVectors; ++v) {
+    const __m512 minimum = _mm512_mul_ps(_mm512_loadu_ps(in.sum_steps + lane + v * 16),
+                                         _mm512_cvtepi32_ps(load512(minimums + v * 16)));
+    const __m512 sum = _mm512_fmadd_ps(d, _mm512_loadu_ps(acc + v * 16), _mm512_loadu_ps(outliers + v * 16));
+    _mm512_storeu_ps(y + q24::word_row(w) * size_t{in.n_lanes} + lane + v * 16,
+                     _mm512_fnmadd_ps(dmin, minimum, sum));
   }
-  for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(y + lane + v * 16, sums[v]);
 }
 
 uint64_t read(const uint8_t* data, uint64_t size) {

@@ -23,13 +23,19 @@ uint32_t load_word(const uint8_t* line, uint32_t w) {
   return word;
 }
 
-// T and M of one word (row) and block for one token.
-void block_sums(const Matrix& m, uint32_t panel, uint32_t w, uint32_t block, const Input& in, uint32_t t,
-                int32_t* big_t, int32_t* big_m) {
+// The byte s + 16 m of one word (row) and line.
+uint8_t group_byte(const Matrix& m, uint32_t panel, uint32_t w, uint32_t line) {
+  const q24::Layout& l = m.view.layout;
+  const uint32_t g = line * 16 / l.shape.group;
+  return m.view.scales[panel * l.scales_stride + size_t{g / 2} * 64 + w * 2 + g % 2];
+}
+
+// T of one word and block for one token.
+int32_t block_sum(const Matrix& m, uint32_t panel, uint32_t w, uint32_t block, const Input& in, uint32_t t) {
   const q24::Layout& l = m.view.layout;
   const uint32_t n_lines = m.lines_of(block);
   const uint32_t first_fine = l.n_lines - l.n_fine_lines;
-  *big_t = *big_m = 0;
+  int32_t big_t = 0;
   const int8_t* a = quads(in, block, n_lines, t);
   for (uint32_t line = block * 8; line < block * 8 + n_lines; ++line) {
     Word word{load_word(m.view.base + (size_t{panel} * l.n_lines + line) * q24::kLineBytes, w), 0};
@@ -39,11 +45,18 @@ void block_sums(const Matrix& m, uint32_t panel, uint32_t w, uint32_t block, con
     int32_t sum = 0;
     for (uint32_t p = 0; p < 4; ++p, a += quad_bytes(in))
       for (uint32_t j = 0; j < 4; ++j) sum += static_cast<int32_t>(word.code(p, j)) * a[j];
-    const uint32_t g = line * 16 / l.shape.group;
-    const uint8_t sm = m.view.scales[panel * l.scales_stride + size_t{g / 2} * 64 + w * 2 + g % 2];
-    *big_t += (sm & 15) * sum;
-    *big_m += (sm >> 4) * in.sums[(size_t{line / 2} * in.n_lanes + t) * 2 + line % 2];
+    big_t += (group_byte(m, panel, w, line) & 15) * sum;
   }
+  return big_t;
+}
+
+// M of one word for one token.
+int32_t minimum_sum(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, uint32_t t) {
+  const int16_t* const sums = pairs(m, in, t);
+  int32_t big_m = 0;
+  for (uint32_t line = 0; line < m.view.layout.n_lines; ++line)
+    big_m += (group_byte(m, panel, w, line) >> 4) * sums[size_t{line / 2} * pair_stride(in) + line % 2];
+  return big_m;
 }
 
 void q24_panel(const Matrix& m, uint32_t panel, const Input& in, float* y) {
@@ -52,15 +65,10 @@ void q24_panel(const Matrix& m, uint32_t panel, const Input& in, float* y) {
     const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
     const float d = 0.25f * f16_to_float(row_scale[0]), dmin = f16_to_float(row_scale[1]);
     for (uint32_t t = 0; t < in.n_tokens; ++t) {
-      float acc_s = 0, acc_m = 0;
-      for (uint32_t b = 0; b < m.n_blocks(); ++b) {
-        int32_t big_t, big_m;
-        block_sums(m, panel, w, b, in, t, &big_t, &big_m);
-        const float scale = in.scales[size_t{b} * in.n_lanes + t];
-        acc_s = std::fma(scale, static_cast<float>(big_t), acc_s);
-        acc_m = std::fma(scale, static_cast<float>(big_m), acc_m);
-      }
-      float sum = std::fma(-dmin, acc_m, d * acc_s);
+      float acc = 0, out = 0;
+      for (uint32_t b = 0; b < m.n_blocks(); ++b)
+        acc = std::fma(in.scales[size_t{b} * in.n_lanes + t],
+                       static_cast<float>(block_sum(m, panel, w, b, in, t)), acc);
       for (uint32_t i = 0; i < l.shape.n_slots; ++i) {
         const uint16_t* const slot =
             m.view.outliers + ((size_t{panel} * l.shape.n_slots + i) * kPanelRows + w) * 2;
@@ -69,9 +77,10 @@ void q24_panel(const Matrix& m, uint32_t panel, const Input& in, float* y) {
         const uint32_t block = col / kBlock;
         const int8_t* const a = quads(in, block, m.lines_of(block), t) + col % kBlock / 4 * quad_bytes(in);
         const float x = in.scales[size_t{block} * in.n_lanes + t] * static_cast<float>(a[col % 4]);
-        sum = std::fma(f16_to_float(slot[1]), x, sum);
+        out = std::fma(f16_to_float(slot[1]), x, out);
       }
-      y[size_t{q24::word_row(w)} * in.n_lanes + t] = sum;
+      const float minimums = in.sum_steps[t] * static_cast<float>(minimum_sum(m, panel, w, in, t));
+      y[size_t{q24::word_row(w)} * in.n_lanes + t] = std::fma(-dmin, minimums, std::fma(d, acc, out));
     }
   }
 }
@@ -110,20 +119,9 @@ uint64_t mac_loop(uint64_t rounds) {
 }  // namespace
 
 const Kernels kScalarKernels = {
-    "scalar",
-    Scalar::rms_norm,
-    Scalar::quantize,
-    Scalar::quantize_tile,
-    panel,
-    Scalar::store,
-    Scalar::gate,
-    Scalar::softcap,
-    Scalar::rope,
-    Scalar::append,
-    Scalar::attend,
-    Scalar::combine,
-    Scalar::finish,
-    read,
+    "scalar",       Scalar::rms_norm, Scalar::quantize, Scalar::quantize_sums, Scalar::quantize_tile,
+    panel,          Scalar::store,    Scalar::gate,     Scalar::softcap,       Scalar::rope,
+    Scalar::append, Scalar::attend,   Scalar::combine,  Scalar::finish,        read,
     mac_loop,
 };
 

@@ -17,7 +17,9 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, 
   thread_stride = std::max({spec.dim, spec.q_rows(), spec.ffn_dim}) + kLanes;
   y_stride = lanes * kPanelRows;
   panel_stride =
-      (panel_scratch_bytes(weights.max_padded_cols, weights.max_plain_cols, n_lanes) + 63) / 64 * 64;
+      (panel_scratch_bytes(weights.max_padded_cols, weights.max_slots, weights.max_plain_cols, n_lanes) +
+       63) /
+      64 * 64;
   qkv_rows = spec.q_rows() + 2 * spec.kv_rows();
   x = arena.take<float>(n * spec.dim);
   normed = arena.take<float>(n * spec.dim);
@@ -36,7 +38,11 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, 
   max_blocks = (weights.max_padded_cols + kBlock - 1) / kBlock;
   const uint64_t n_blocks = std::max(lanes, chosen_per_token) * max_blocks;
   a = arena.take<int8_t>(n_blocks * kBlock + 64);
-  sums = arena.take<int16_t>(n_blocks * (kBlock / 16));
+  max_summed_lines = (weights.max_padded_cols / 16 + 63) / 64 * 64;
+  sums_stride = chosen_per_token * max_summed_lines;
+  sums = arena.take<int16_t>(std::max(lanes * max_summed_lines, t * sums_stride));
+  line_sums = arena.take<float>(sums_stride);
+  sum_steps = arena.take<float>(std::max(lanes, t * chosen_per_token));
   scales = arena.take<float>(n_blocks);
   x_hat = arena.take<float>(chosen_per_token * max_blocks * kBlock);
   thread_row = arena.take<float>(t * thread_stride);

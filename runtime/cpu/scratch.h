@@ -34,11 +34,15 @@ struct Scratch {
   ExpertShare* slot_of = nullptr;    // [n, n_active_experts], experts ascending
   // Quantized input of the current matrix: Input. For one token of a mixture of experts there is one for each of its experts,
   // a stride of max_blocks blocks apart.
-  uint32_t max_blocks;
+  uint32_t max_blocks, max_summed_lines;
   int8_t* a;
   int16_t* sums;
   float* scales;
   float* x_hat;
+  float* line_sums;
+  // Of one token each thread rounds the line sums for itself: sums [threads, sums_stride], sum_steps [threads, experts].
+  uint64_t sums_stride;
+  float* sum_steps;
   float* thread_row;             // [threads, thread_stride] the normed token, for decode
   float* y;                      // [threads, 32, lanes]
   uint8_t* panel;                // [threads] kernel scratch

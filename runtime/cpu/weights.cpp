@@ -55,10 +55,12 @@ Weights::Weights(const Model& model, uint32_t n_layers, Arena& arena) {
   Loader loader(model.container(), arena);
   const auto add = [&](const std::string& name) {
     Matrix m = loader.matrix(name);
-    if (m.is_q24())
+    if (m.is_q24()) {
       max_padded_cols = std::max(max_padded_cols, m.view.layout.padded_cols);
-    else
+      max_slots = std::max(max_slots, m.view.layout.shape.n_slots);
+    } else {
       max_plain_cols = std::max(max_plain_cols, m.n_cols);
+    }
     return m;
   };
   norm = loader.vector("norm");

@@ -31,8 +31,8 @@ struct Weights {
   const float* norm;
   Matrix embed, head;
 
-  uint32_t max_padded_cols = 0;  // of Q24 matrices
-  uint32_t max_plain_cols = 0;   // of the others
+  uint32_t max_padded_cols = 0, max_slots = 0;  // of Q24 matrices
+  uint32_t max_plain_cols = 0;                  // of the others
 };
 
 }  // namespace pith::cpu
