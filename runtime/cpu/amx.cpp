@@ -282,7 +282,7 @@ void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* memory,
   const PanelScratch scratch(m, in.n_lanes, memory);
   const UnpackedPanel unpacked(m, scratch);
   for (uint32_t block = 0; block < m.n_blocks(); ++block) unpack_block<kGroup>(m, panel, block, unpacked);
-  sort_outliers(m, panel, scratch);
+  scratch.sort_outliers(m, panel, [](uint16_t half) { return _cvtsh_ss(half); });
   configure_tiles();
   uint32_t lane = 0;
   for (; lane + 64 <= in.n_lanes; lane += 64) lane_group<4>(m, panel, scratch, in, lane, y);

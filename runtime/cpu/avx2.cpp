@@ -312,8 +312,8 @@ template <typename F>
   });
 }
 
-// One block of kLines lines for kTileWords words from `word` on and 16 tokens from `lane` on, added to the accumulators
-// [32, stride]. Without loops, as in avx512.cpp (6 % without VNNI, 2 % with).
+// The products of one block of kLines lines for kTileWords words from `word` on and 16 tokens from `lane` on, added to the
+// accumulators [32, stride]. Without loops, as in avx512.cpp (6 % without VNNI, 2 % with).
 template <uint32_t kLines>
 [[gnu::always_inline]] inline void block_tile(const UnpackedBlock& unpacked, uint32_t block, uint32_t word,
                                               const Input& in, uint32_t lane, float* acc, uint32_t stride) {
@@ -342,62 +342,67 @@ template <uint32_t kLines>
   accumulate(total, in.scales + size_t{block} * in.n_lanes + lane, acc + word * stride, stride);
 }
 
-// The minimums of all blocks for as many words and tokens: out [32, stride]. All four pairs of half a block too: the sums of
-// those that it lacks are 0.
-[[gnu::always_inline]] inline void minimums_tile(const UnpackedBlock* blocks, uint32_t word, const Matrix& m,
-                                                 const Input& in, uint32_t lane, int32_t* out,
-                                                 uint32_t stride) {
+// Likewise its minimums' products, added to out [32, stride]. Block by block: over all blocks at once they would come from
+// L2 (6 % slower).
+template <uint32_t kLines>
+[[gnu::always_inline]] inline void minimums_tile(const UnpackedBlock& unpacked, uint32_t word,
+                                                 const int16_t* line_sums, int32_t* out, uint32_t stride) {
+  const auto at = [&](int w, int v) {
+    return reinterpret_cast<__m256i*>(out + (word + static_cast<uint32_t>(w)) * stride + v * 8);
+  };
   Sums total;
-  for_each_sum([&](int w, int v) { total[w][v] = _mm256_setzero_si256(); });
-  const int16_t* line_sums = pairs(m, in, lane);
-  for (uint32_t block = 0; block < m.n_blocks(); ++block)
+  for_each_sum([&](int w, int v) { total[w][v] = load256(at(w, v)); });
 #pragma GCC unroll 4
-    for (uint32_t pair = 0; pair < 4; ++pair, line_sums += 32) {
-      const __m256i x[kTileVectors] = {load256(line_sums), load256(line_sums + 16)};
-      for_each_sum([&](int w, int v) {
-        total[w][v] = add_products(
-            total[w][v], broadcast(blocks[block].minimums[pair] + word + static_cast<uint32_t>(w)), x[v]);
-        in_order(total[w][v]);
-      });
-    }
-  for_each_sum([&](int w, int v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (word + static_cast<uint32_t>(w)) * stride + v * 8),
-                        total[w][v]);
-  });
+  for (uint32_t pair = 0; pair < kLines / 2; ++pair, line_sums += 32) {
+    const __m256i x[kTileVectors] = {load256(line_sums), load256(line_sums + 16)};
+    for_each_sum([&](int w, int v) {
+      total[w][v] = add_products(total[w][v],
+                                 broadcast(unpacked.minimums[pair] + word + static_cast<uint32_t>(w)), x[v]);
+      in_order(total[w][v]);
+    });
+  }
+  for_each_sum([&](int w, int v) { _mm256_storeu_si256(at(w, v), total[w][v]); });
 }
 
-// y of one word for kVectors x 8 tokens from `lane` on: outliers, scales, minimums.
+// Adds a block's outliers for kVectors x 8 tokens from `lane` on to out [32 words, kVectors * 8].
+template <int kVectors>
+[[gnu::always_inline]] inline void add_outliers(const Matrix& m, const PanelScratch& scratch, uint32_t block,
+                                                const Input& in, uint32_t lane, float* out) {
+  const uint32_t n_lines = m.lines_of(block);
+  const int8_t* const a = quads(in, block, n_lines, lane);
+  __m256 scales[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v)
+    scales[v] = _mm256_loadu_ps(in.scales + size_t{block} * in.n_lanes + lane + v * 8);
+  const Outlier* const end = scratch.outliers + scratch.outlier_begin[block + 1];
+  for (const Outlier* o = scratch.outliers + scratch.outlier_begin[block]; o < end; ++o) {
+    const uint32_t quad = o->col / 32u * 8 + o->col % 16u / 2, byte = o->col / 16u % 2 * 2 + o->col % 2u;
+    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - byte * 8));
+    const __m256 delta = _mm256_set1_ps(o->delta);
+    float* const at = out + o->word * kVectors * 8;
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < kVectors; ++v) {
+      const int8_t* const four = a + v / 2 * n_lines * 256 + v % 2 * 32 + quad * 64;
+      const __m256i value = _mm256_srai_epi32(_mm256_sll_epi32(load256(four), up), 24);
+      const __m256 x = _mm256_mul_ps(scales[v], _mm256_cvtepi32_ps(value));
+      _mm256_storeu_ps(at + v * 8, _mm256_fmadd_ps(delta, x, _mm256_loadu_ps(at + v * 8)));
+    }
+  }
+}
+
+// y of one word for kVectors x 8 tokens from `lane` on, of its three sums for them.
 template <int kVectors>
 void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, uint32_t lane,
-                 const float* acc, const int32_t* minimums, float* y) {
-  const q24::Layout& l = m.view.layout;
+                 const float* acc, const int32_t* minimums, const float* outliers, float* y) {
   const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
   const __m256 d = _mm256_set1_ps(0.25f * _cvtsh_ss(row_scale[0])),
                dmin = _mm256_set1_ps(_cvtsh_ss(row_scale[1]));
-  __m256 sums[kVectors];
-  for (__m256& sum : sums) sum = _mm256_setzero_ps();
-  for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
-    const uint16_t* const word =
-        m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
-    const uint32_t col = word[0];
-    if (col >= l.padded_cols) continue;
-    const __m256 delta = _mm256_set1_ps(_cvtsh_ss(word[1]));
-    const uint32_t block = col / kBlock, quad = col % kBlock / 32 * 8 + col % 16 / 2;
-    const uint32_t byte = col / 16 % 2 * 2 + col % 2;  // of that word: the top of this file
-    const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - byte * 8));
-    const float* const scales = in.scales + size_t{block} * in.n_lanes + lane;
-    for (int v = 0; v < kVectors; ++v) {
-      const int8_t* const a = quads(in, block, m.lines_of(block), lane + v * 8) + quad * 64;
-      const __m256i value = _mm256_srai_epi32(_mm256_sll_epi32(load256(a), up), 24);
-      const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scales + v * 8), _mm256_cvtepi32_ps(value));
-      sums[v] = _mm256_fmadd_ps(delta, x, sums[v]);
-    }
-  }
   for (int v = 0; v < kVectors; ++v) {
     const __m256 minimum = _mm256_mul_ps(_mm256_loadu_ps(in.sum_steps + lane + v * 8),
                                          _mm256_cvtepi32_ps(load256(minimums + v * 8)));
-    const __m256 sum = _mm256_fmadd_ps(d, _mm256_loadu_ps(acc + v * 8), sums[v]);
-    _mm256_storeu_ps(y + lane + v * 8, _mm256_fnmadd_ps(dmin, minimum, sum));
+    const __m256 sum = _mm256_fmadd_ps(d, _mm256_loadu_ps(acc + v * 8), _mm256_loadu_ps(outliers + v * 8));
+    _mm256_storeu_ps(y + kWordRow[w] * size_t{in.n_lanes} + lane + v * 8,
+                     _mm256_fnmadd_ps(dmin, minimum, sum));
   }
 }
 
@@ -406,36 +411,40 @@ template <int kVectors>
 void lane_group(const Matrix& m, uint32_t panel, const PanelScratch& scratch, const Input& in, uint32_t lane,
                 float* y) {
   constexpr uint32_t kLanesHere = kVectors * 8;
-  const UnpackedBlock* const blocks = scratch.blocks;
   float* const acc = scratch.accumulators;
-  int32_t* const minimums = reinterpret_cast<int32_t*>(acc + kPanelRows * kLanesHere);
-  __builtin_memset(acc, 0, kPanelRows * kLanesHere * sizeof(float));
-  for (uint32_t t = 0; t < kLanesHere; t += kTileVectors * 8)
-    for (uint32_t w = 0; w < kPanelRows; w += kTileWords)
-      minimums_tile(blocks, w, m, in, lane + t, minimums + t, kLanesHere);
+  float* const outliers = acc + kPanelRows * kLanesHere;
+  int32_t* const minimums = reinterpret_cast<int32_t*>(outliers + kPanelRows * kLanesHere);
+  __builtin_memset(acc, 0, 3 * kPanelRows * kLanesHere * sizeof(float));
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
+    const UnpackedBlock& unpacked = scratch.blocks[block];
     const auto tiles = [&]<uint32_t kLines>() __attribute__((always_inline)) {
-      for (uint32_t t = 0; t < kLanesHere; t += kTileVectors * 8)
-        for (uint32_t w = 0; w < kPanelRows; w += kTileWords)
-          block_tile<kLines>(blocks[block], block, w, in, lane + t, acc + t, kLanesHere);
+      for (uint32_t t = 0; t < kLanesHere; t += kTileVectors * 8) {
+        const int16_t* const line_sums = pairs(m, in, lane + t) + size_t{block} * 4 * 32;
+        for (uint32_t w = 0; w < kPanelRows; w += kTileWords) {
+          minimums_tile<kLines>(unpacked, w, line_sums, minimums + t, kLanesHere);
+          block_tile<kLines>(unpacked, block, w, in, lane + t, acc + t, kLanesHere);
+        }
+      }
     };
     if (m.lines_of(block) == 8)
       tiles.template operator()<8>();
     else
       tiles.template operator()<4>();
+    add_outliers<kVectors>(m, scratch, block, in, lane, outliers);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
     finish_word<kVectors>(m, panel, w, in, lane, acc + w * kLanesHere, minimums + w * kLanesHere,
-                          y + kWordRow[w] * size_t{in.n_lanes});
+                          outliers + w * kLanesHere, y);
 }
 
-// The whole panel is unpacked first (L2); then 32 tokens at a time, whose accumulators (8 KB) and one block of their
-// activations (4 KB) stay in L1 with that block's codes.
+// The whole panel is unpacked first (L2); then 32 tokens at a time, whose accumulators (12 KB, a third of them rarely used) and one
+// block of their activations (4 KB) stay in L1 with that block's codes.
 template <uint32_t kGroup>
 void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* memory, float* y) {
   const PanelScratch scratch(m, in.n_lanes, memory);
   for (uint32_t block = 0; block < m.n_blocks(); ++block)
     unpack_block<kGroup>(m, panel, block, scratch.blocks[block]);
+  scratch.sort_outliers(m, panel, [](uint16_t half) { return _cvtsh_ss(half); });
   uint32_t lane = 0;
   for (; lane + 32 <= in.n_lanes; lane += 32) lane_group<4>(m, panel, scratch, in, lane, y);
   for (; lane < in.n_lanes; lane += 16) lane_group<2>(m, panel, scratch, in, lane, y);

@@ -151,30 +151,32 @@ void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, cons
   }
 }
 
+// Adds a block's outliers for all tokens to out [32 words, n_lanes].
+void add_outliers(const Matrix& m, const PanelScratch& scratch, uint32_t block, const Input& in, float* out) {
+  const Outlier* const end = scratch.outliers + scratch.outlier_begin[block + 1];
+  for (const Outlier* o = scratch.outliers + scratch.outlier_begin[block]; o < end; ++o) {
+    const int32x4_t up = vdupq_n_s32(24 - o->col % 4 * 8);
+    const float32x4_t delta = vdupq_n_f32(o->delta);
+    for (uint32_t lane = 0; lane < in.n_lanes; lane += 4) {
+      const int8_t* const quad = quads(in, block, m.lines_of(block), lane) + o->col / 4 * 64;
+      const int32x4_t value = vshrq_n_s32(vshlq_s32(vreinterpretq_s32_s8(vld1q_s8(quad)), up), 24);
+      const float32x4_t scale = vld1q_f32(in.scales + size_t{block} * in.n_lanes + lane);
+      float* const at = out + size_t{o->word} * in.n_lanes + lane;
+      vst1q_f32(at, vfmaq_f32(vld1q_f32(at), delta, vmulq_f32(scale, vcvtq_f32_s32(value))));
+    }
+  }
+}
+
 void finish_word(const Matrix& m, uint32_t panel, uint32_t w, const Input& in, const float* acc,
-                 const int32_t* minimums, float* y) {
-  const q24::Layout& l = m.view.layout;
+                 const int32_t* minimums, const float* outliers, float* y) {
   const uint16_t* const row_scale = m.view.row_scale + (size_t{panel} * kPanelRows + w) * 2;
   const float32x4_t d = vdupq_n_f32(0.25f * half_to_float(row_scale[0]));
   const float32x4_t dmin = vdupq_n_f32(half_to_float(row_scale[1]));
   for (uint32_t lane = 0; lane < in.n_lanes; lane += 4) {
-    float32x4_t sum = vdupq_n_f32(0);
-    for (uint32_t slot = 0; slot < l.shape.n_slots; ++slot) {
-      const uint16_t* const word =
-          m.view.outliers + ((size_t{panel} * l.shape.n_slots + slot) * kPanelRows + w) * 2;
-      const uint32_t col = word[0];
-      if (col >= l.padded_cols) continue;
-      const uint32_t block = col / kBlock;
-      const int32x4_t bytes =
-          vreinterpretq_s32_s8(vld1q_s8(quads(in, block, m.lines_of(block), lane) + col % kBlock / 4 * 64));
-      const int32x4_t up = vdupq_n_s32(static_cast<int32_t>(24 - col % 4 * 8));
-      const float32x4_t a = vcvtq_f32_s32(vshrq_n_s32(vshlq_s32(bytes, up), 24));
-      const float32x4_t x = vmulq_f32(vld1q_f32(in.scales + size_t{block} * in.n_lanes + lane), a);
-      sum = vfmaq_f32(sum, vdupq_n_f32(half_to_float(word[1])), x);
-    }
     const float32x4_t minimum =
         vmulq_f32(vld1q_f32(in.sum_steps + lane), vcvtq_f32_s32(vld1q_s32(minimums + lane)));
-    vst1q_f32(y + lane, vfmsq_f32(vfmaq_f32(sum, d, vld1q_f32(acc + lane)), dmin, minimum));
+    const float32x4_t sum = vfmaq_f32(vld1q_f32(outliers + lane), d, vld1q_f32(acc + lane));
+    vst1q_f32(y + lane, vfmsq_f32(sum, dmin, minimum));
   }
 }
 
@@ -183,17 +185,21 @@ void q24_many(const Matrix& m, uint32_t panel, const Input& in, uint8_t* memory,
   int8_t* const codes = reinterpret_cast<int8_t*>(scratch.blocks[0].codes);
   const size_t lanes = in.n_lanes;
   float* const acc = scratch.accumulators;
-  int32_t* const minimums = reinterpret_cast<int32_t*>(acc + kPanelRows * lanes);
-  __builtin_memset(acc, 0, 2 * kPanelRows * lanes * sizeof(float));
+  float* const outliers = acc + kPanelRows * lanes;
+  int32_t* const minimums = reinterpret_cast<int32_t*>(outliers + kPanelRows * lanes);
+  __builtin_memset(acc, 0, 3 * kPanelRows * lanes * sizeof(float));
+  scratch.sort_outliers(m, panel, half_to_float);
   const uint32_t n_lines = m.view.layout.n_lines;
   for (uint32_t block = 0; block < m.n_blocks(); ++block) {
     unpack_block(m, panel, block * 8, block * 8 + 8 < n_lines ? block * 8 + 8 : n_lines, codes);
     for (uint32_t w = 0; w < kPanelRows; ++w)
       for (uint32_t lane = 0; lane < lanes; lane += 16)
         block_row(m, panel, block, w, codes, in, lane, acc + w * lanes, minimums + w * lanes);
+    add_outliers(m, scratch, block, in, outliers);
   }
   for (uint32_t w = 0; w < kPanelRows; ++w)
-    finish_word(m, panel, w, in, acc + w * lanes, minimums + w * lanes, y + q24::word_row(w) * lanes);
+    finish_word(m, panel, w, in, acc + w * lanes, minimums + w * lanes, outliers + w * lanes,
+                y + q24::word_row(w) * lanes);
 }
 
 void panel(const Matrix& m, uint32_t index, const Input& in, uint8_t* scratch, float* y) {

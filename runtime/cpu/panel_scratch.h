@@ -5,6 +5,7 @@
 #include "runtime/cpu/kernels.h"
 
 namespace pith::cpu {
+namespace {  // compiled once for each file that includes it, for different CPUs
 
 // 32 words (rows) x 128 columns. amx.cpp has its own, which takes no more.
 struct UnpackedBlock {
@@ -15,7 +16,7 @@ struct UnpackedBlock {
 static_assert(sizeof(UnpackedBlock) == 4096 + 512 + 512);
 
 struct Outlier {
-  uint32_t where;  // column | word << 24
+  uint16_t col, word;  // column in its block
   float delta;
 };
 
@@ -24,8 +25,7 @@ struct PanelScratch {
   float* accumulators;      // [3, 32 words, n_lanes]
   uint32_t* outlier_begin;  // [n_blocks + 2] into outliers; the last are those outside the matrix
   Outlier* outliers;        // [32 * n_slots]
-  uint32_t* unsorted_where;
-  float* unsorted_delta;
+  uint32_t* unsorted;       // likewise
 
   [[gnu::always_inline]] PanelScratch(const Matrix& m, uint32_t n_lanes, uint8_t* memory) {
     const uint64_t n_blocks = m.n_blocks();
@@ -37,12 +37,34 @@ struct PanelScratch {
     memory += begin_bytes(n_blocks);
     outliers = reinterpret_cast<Outlier*>(memory);
     const uint64_t n_outliers = uint64_t{m.view.layout.shape.n_slots} * kPanelRows;
-    unsorted_where = reinterpret_cast<uint32_t*>(outliers + n_outliers);
-    unsorted_delta = reinterpret_cast<float*>(unsorted_where + n_outliers);
+    unsorted = reinterpret_cast<uint32_t*>(outliers + n_outliers);
   }
   [[gnu::always_inline]] static uint64_t bytes(uint64_t n_blocks, uint64_t n_slots, uint64_t n_lanes) {
     return block_bytes(n_blocks) + accumulator_bytes(n_lanes) + begin_bytes(n_blocks) +
-           n_slots * kPanelRows * 2 * sizeof(Outlier);
+           n_slots * kPanelRows * (sizeof(Outlier) + sizeof(uint32_t));
+  }
+
+  // Outliers by block, those of a row in the order of their slots, so that each block's are added while its activations are
+  // in L1. half_to_float: of the instruction set.
+  template <typename F>
+  void sort_outliers(const Matrix& m, uint32_t panel, F&& half_to_float) const {
+    const uint32_t n = m.view.layout.shape.n_slots * kPanelRows, n_blocks = m.n_blocks();
+    // Read once: the mapping may change.
+    __builtin_memcpy(unsorted, m.view.outliers + size_t{panel} * n * 2, n * sizeof *unsorted);
+    const auto block_of = [&](uint32_t outlier) {
+      const uint32_t col = outlier & 0xffff;
+      return col < m.view.layout.padded_cols ? col / kBlock : n_blocks;
+    };
+    uint32_t* const begin = outlier_begin;
+    __builtin_memset(begin, 0, (n_blocks + 2) * sizeof *begin);
+    for (uint32_t i = 0; i < n; ++i) ++begin[block_of(unsorted[i]) + 1];
+    for (uint32_t b = 0; b < n_blocks; ++b) begin[b + 1] += begin[b];
+    // From here on begin[b + 1] is where the next outlier of block b goes: in the end where the next block begins.
+    for (uint32_t b = n_blocks + 1; b > 0; --b) begin[b] = begin[b - 1];
+    for (uint32_t i = 0; i < n; ++i)
+      outliers[begin[block_of(unsorted[i]) + 1]++] = {
+          static_cast<uint16_t>(unsorted[i] % kBlock), static_cast<uint16_t>(i % kPanelRows),
+          half_to_float(static_cast<uint16_t>(unsorted[i] >> 16))};
   }
 
  private:  // multiples of 64
@@ -57,4 +79,5 @@ struct PanelScratch {
   }
 };
 
+}  // namespace
 }  // namespace pith::cpu

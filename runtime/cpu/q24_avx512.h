@@ -183,34 +183,6 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
 
 // ---- many tokens: outliers, and the end of a word ---------------------------------------------------------------------
 
-// The panel's outliers by block, those of a row in the order of their slots. What is read of the mapping, which may change,
-// is read once.
-void sort_outliers(const Matrix& m, uint32_t panel, const PanelScratch& scratch) {
-  const uint32_t n = m.view.layout.shape.n_slots * kPanelRows, n_blocks = m.n_blocks();
-  const uint16_t* const words = m.view.outliers + size_t{panel} * n * 2;
-  uint32_t* const where = scratch.unsorted_where;
-  float* const delta = scratch.unsorted_delta;
-  uint32_t* const begin = scratch.outlier_begin;
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i n_cols = _mm512_set1_epi32(static_cast<int>(m.view.layout.padded_cols));
-  const __m512i outside = _mm512_set1_epi32(static_cast<int>(n_blocks * kBlock));
-  __builtin_memset(begin, 0, (n_blocks + 2) * sizeof *begin);
-  for (uint32_t i = 0; i < n; i += 16) {
-    const __m512i word = load512(words + i * 2);
-    __m512i col = _mm512_and_si512(word, _mm512_set1_epi32(0xffff));
-    col = _mm512_mask_mov_epi32(col, _mm512_cmpge_epu32_mask(col, n_cols), outside);
-    const __m512i row = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(i % kPanelRows)));
-    _mm512_store_si512(where + i, _mm512_or_si512(col, _mm512_slli_epi32(row, 24)));
-    _mm512_store_ps(delta + i, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word, 16))));
-  }
-  const auto block_of = [&](uint32_t i) { return where[i] / kBlock & 0xffff; };
-  for (uint32_t i = 0; i < n; ++i) ++begin[block_of(i) + 1];
-  for (uint32_t b = 0; b < n_blocks; ++b) begin[b + 1] += begin[b];
-  // From here on begin[b + 1] is where the next outlier of block b goes: in the end where the next block begins.
-  for (uint32_t b = n_blocks + 1; b > 0; --b) begin[b] = begin[b - 1];
-  for (uint32_t i = 0; i < n; ++i) scratch.outliers[begin[block_of(i) + 1]++] = {where[i], delta[i]};
-}
-
 // Adds a block's outliers for kVectors x 16 tokens from `lane` on to out [32 words, kVectors * 16], while the block's
 // activations are in L1.
 template <int kVectors>
@@ -224,11 +196,10 @@ template <int kVectors>
     scales[v] = _mm512_loadu_ps(in.scales + size_t{block} * in.n_lanes + lane + v * 16);
   const Outlier* const end = scratch.outliers + scratch.outlier_begin[block + 1];
   for (const Outlier* o = scratch.outliers + scratch.outlier_begin[block]; o < end; ++o) {
-    const uint32_t col = o->where % kBlock;
-    const __m512i select = _mm512_set1_epi32(1 << (col % 4 * 8));  // of four columns, by a product with 1
+    const __m512i select = _mm512_set1_epi32(1 << (o->col % 4 * 8));  // of four columns, by a product with 1
     const __m512 delta = _mm512_set1_ps(o->delta);
-    const int8_t* const quad = a + col / 4 * 64;
-    float* const at = out + (o->where >> 24) * kVectors * 16;
+    const int8_t* const quad = a + o->col / 4 * 64;
+    float* const at = out + o->word * kVectors * 16;
 #pragma GCC unroll 4
     for (uint32_t v = 0; v < kVectors; ++v) {
       const __m512i value =
