@@ -23,9 +23,9 @@ CHECK_PACKAGES = clang-format
 
 export DEBIAN_FRONTEND = noninteractive
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-# Installs the missing ones of $(1); silent and offline when there are none.
+# Installs the missing ones of $(1); silent and offline when there are none. Elsewhere than on Debian that is the user's.
 define install
-@missing=""; for p in $(1); do \
+@command -v dpkg-query >/dev/null || exit 0; missing=""; for p in $(1); do \
   dpkg-query -W -f='$${Status}\n' $$p 2>/dev/null | grep -q '^install ok installed' || missing="$$missing $$p"; done; \
 if [ -n "$$missing" ]; then echo "installing:$$missing"; \
   $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
@@ -43,7 +43,7 @@ dist-deps:
 	$(call install,$(DIST_PACKAGES))
 
 $(BUILD)/build.ninja:
-	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_FLAGS) >/dev/null
+	@cmake -S . -B $(BUILD) -G Ninja $(CMAKE_FLAGS) >/dev/null
 
 test: deps $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS)
@@ -85,8 +85,8 @@ bench: $(BENCH)
 	@$(BUILD)/pith bench $(BENCH) --markdown
 
 install: all
-	@cmake --build $(BUILD) -j $(JOBS)
-	@cmake --install $(BUILD)
+	@cmake --build $(BUILD) -j $(JOBS) --target pith_shared pith_static
+	@cmake --install $(BUILD) --prefix $(PREFIX)
 
 # ---- The release: libc, libm and the loader are all that its binary asks for -------------------------------------
 # Debian ships sentencepiece only as a shared library, so its source package is built statically in the build folder.

@@ -34,7 +34,7 @@
 //   scales     [n_panels][n_pairs] x 64 bytes, a panel's stride rounded up to 128; pair i = groups 2i and 2i+1:
 //              byte 2*w + (g & 1) = s | m << 4
 //   outliers   [n_panels][n_slots] lines; word w = {uint16 column, fp16 delta}: every row has n_slots slots.
-//              Unused slots are zero. Readers ignore columns >= padded_cols.
+//              Those in use ascend by column, others are zero. Readers ignore columns >= padded_cols.
 #pragma once
 #include <cstdint>
 #include <span>

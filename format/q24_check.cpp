@@ -75,11 +75,15 @@ class Checker {
     for (uint32_t g = exists ? real_groups_ : 0; g < 2 * l_.n_pairs; ++g)
       if (scales[g / 2 * size_t{64} + g % 2] != 0) refuse("scales of row", r, "zero in padding");
 
+    uint16_t last = 0;  // column of the used slot before
     for (uint32_t i = 0; i < s_.n_slots; ++i) {
       const uint16_t* const slot = v_.outliers + ((uint64_t{p} * s_.n_slots + i) * kPanelRows + w) * 2;
       if (slot[0] >= s_.n_cols) refuse("outliers of row", r, "a column");
       if (!f16_is_finite(slot[1])) refuse("outliers of row", r, "a finite delta");
       if (!exists && (slot[0] != 0 || slot[1] != 0)) refuse("outliers of row", r, "zero (padding)");
+      if (slot[0] == 0 && slot[1] == 0) continue;
+      if (slot[0] < last) refuse("outliers of row", r, "ascending columns");
+      last = slot[0];
     }
   }
 

@@ -41,7 +41,7 @@ q24::Unpacked random_q24(const q24::Shape& shape, Random& rng, const Q24Numbers&
       u.outlier_col.push_back(static_cast<uint16_t>(below(shape.n_cols)));
       u.outlier_delta.push_back(float_to_f16(numbers.delta()));
     }
-    std::sort(u.outlier_col.end() - shape.n_slots, u.outlier_col.end());
+    std::sort(u.outlier_col.end() - shape.n_slots, u.outlier_col.end());  // as FORMAT.md wants them
   }
   return u;
 }

@@ -77,7 +77,7 @@ std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector
   in.x = x.data();
   in.x_stride = m.n_cols;
   const uint32_t padded = m.is_q24() ? m.view.layout.padded_cols : 64;
-  std::vector<int8_t> a(size_t{padded} * in.n_lanes + 64);
+  std::vector<int8_t> a(size_t{padded} * in.n_lanes);
   const size_t n_lines = (padded / 16 + 63) / 64 * 64;
   std::vector<int16_t> sums(n_lines * in.n_lanes);
   std::vector<float> line_sums(n_lines), sum_steps(in.n_lanes);
@@ -158,8 +158,8 @@ TEST_CASE("q24 products are the same bits on every instruction set, for one toke
   });
 }
 
-// Quantizing x costs at most half a step, scale / 2 = max|x'| / 254, for each column; float rounding is far below.
-
+// Quantizing x costs at most half a step, scale / 2 = max|x'| / 254, for each column, and rounding a line's sum, at most 16
+// times 127 scales, half of a 32512th of that for each minimum; float rounding is far below.
 TEST_CASE("q24 products are those of the dequantized rows within the rounding of activations") {
   std::mt19937_64 rng(2);
   for_each_shape([&](const q24::Shape& shape) {
@@ -186,15 +186,41 @@ TEST_CASE("q24 products are those of the dequantized rows within the rounding of
 
 TEST_CASE("an outlier column outside the matrix is ignored by every instruction set") {
   std::mt19937_64 rng(3);
-  const q24::Shape shape{33, 128, 16, 32, 2};
-  OwnedMatrix o = make_q24(shape, rng);
-  const std::vector<float> x = random_floats(3 * 128, 1, rng);
-  uint16_t* const slots = const_cast<uint16_t*>(o.m.view.outliers);  // our own bytes
-  for (uint32_t w = 0; w < 64; ++w) slots[w * 2] = static_cast<uint16_t>(w % 2 ? 128 + w : 0xffff);
-  const std::vector<float> reference = multiply(scalar(), o.m, x, 3);
-  for (const Kernels* k : supported_kernels()) CHECK(same_bits(multiply(*k, o.m, x, 3), reference));
-  for (uint32_t w = 0; w < 64; ++w) slots[w * 2 + 1] = 0, slots[w * 2] = 0;
-  CHECK(same_bits(multiply(scalar(), o.m, x, 3), reference));
+  for (const uint32_t n_cols : {128u, 172u})  // 172 are padded to 192, one block and a half
+    for (const uint32_t n_tokens : {1u, 3u}) {
+      const q24::Shape shape{33, n_cols, 16, 32, 2};
+      OwnedMatrix o = make_q24(shape, rng);
+      const uint32_t padded = o.m.view.layout.padded_cols;
+      const std::vector<float> x = random_floats(size_t{n_tokens} * n_cols, 1, rng);
+      uint16_t* const slots = const_cast<uint16_t*>(o.m.view.outliers);  // our own bytes
+      for (uint32_t w = 0; w < 128; ++w) slots[w * 2] = static_cast<uint16_t>(w % 2 ? padded + w : 0xffff);
+      const std::vector<float> reference = multiply(scalar(), o.m, x, n_tokens);
+      CAPTURE(n_cols, n_tokens);
+      for (const Kernels* k : supported_kernels())
+        CHECK(same_bits(multiply(*k, o.m, x, n_tokens), reference));
+      for (uint32_t w = 0; w < 128; ++w) slots[w * 2 + 1] = 0, slots[w * 2] = 0;
+      CHECK(same_bits(multiply(scalar(), o.m, x, n_tokens), reference));
+    }
+}
+
+TEST_CASE("lines whose sums are far apart are the same bits on every instruction set") {
+  std::mt19937_64 rng(11);
+  const q24::Shape shape{32, 320, 16, 64, 2};
+  const OwnedMatrix o = make_q24(shape, rng);
+  std::vector<float> x = random_floats(size_t{17} * shape.n_cols, 1, rng);
+  for (uint32_t t = 0; t < 17;
+       ++t)  // one line with the largest sum there is, of either sign; the others near zero or like it
+    for (uint32_t c = 0; c < shape.n_cols; ++c) {
+      float& value = x[t * shape.n_cols + o.perm[c]];
+      if (c / 16 == t) value = (t % 2 ? -1000.0f : 1000.0f) / o.col_scale[c / 16];
+      if (c / 16 == t + 1) value = 999.0f / o.col_scale[c / 16];
+    }
+  const std::vector<float> reference = multiply(scalar(), o.m, x, 17);
+  for (const Kernels* k : supported_kernels()) {
+    CAPTURE(k->name);
+    CHECK(same_bits(multiply(*k, o.m, x, 17), reference));
+    CHECK(same_bits(multiply(*k, o.m, row_of(x, 16, shape.n_cols), 1), row_of(reference, 16, shape.n_rows)));
+  }
 }
 
 TEST_CASE("plain products are the same bits on every instruction set and right to float accuracy") {
@@ -354,7 +380,7 @@ struct OneHead {
 std::vector<float> attend(const Kernels& kernels, const KvHead& kv, const std::vector<float>& q,
                           uint32_t n_queries, uint32_t begin, uint32_t end, float softcap) {
   const uint32_t dim = kv.head_dim, padded = kv.padded_head_dim;
-  std::vector<float> out(size_t{n_queries} * dim), scores(size_t{kMaxQueries} * kSegment);
+  std::vector<float> out(size_t{n_queries} * dim), scratch(attend_scratch(padded));
   std::vector<float> sums(size_t{n_queries} * (padded + 2)), parts = sums;
   bool first = true;
   for (uint32_t segment = begin / kSegment; segment * kSegment < end; ++segment, first = false) {
@@ -363,7 +389,7 @@ std::vector<float> attend(const Kernels& kernels, const KvHead& kv, const std::v
       queries.push_back({q.data() + size_t{i} * dim, std::max(begin, segment * kSegment),
                          std::min(end, (segment + 1) * kSegment),
                          (first ? sums : parts).data() + i * (padded + 2)});
-    kernels.attend(kv, segment, queries.data(), n_queries, 0.3f, softcap, scores.data());
+    kernels.attend(kv, segment, queries.data(), n_queries, 0.3f, softcap, scratch.data());
     if (!first)
       for (uint32_t i = 0; i < n_queries; ++i)
         kernels.combine(sums.data() + i * (padded + 2), parts.data() + i * (padded + 2), padded);
@@ -377,29 +403,32 @@ std::vector<float> attend(const Kernels& kernels, const KvHead& kv, const std::v
 
 TEST_CASE("attention is the same bits on every instruction set, for one query or many, and right") {
   std::mt19937_64 rng(7);
+  const uint32_t n_queries = 21;  // five times four that share what is widened, and one; 6 share nothing
   for (const KvType type : {KvType::kF16, KvType::kI8})
     for (const uint32_t dim : {2u, 8u, 20u, 64u, 80u, 128u})
       for (const uint32_t n : {1u, 15u, 17u, 256u, 600u}) {
         const std::vector<float> k = random_floats(size_t{n} * dim, 1, rng),
                                  v = random_floats(size_t{n} * dim, 1, rng);
-        const std::vector<float> q = random_floats(size_t{7} * dim, 1, rng);
+        const std::vector<float> q = random_floats(size_t{n_queries} * dim, 1, rng);
         const OneHead reference(scalar(), type, dim, n, k, v);
         for (const float softcap : {0.0f, 2.0f})
           for (const uint32_t begin : {0u, n / 2}) {
             CAPTURE(static_cast<int>(type), dim, n, softcap, begin);
             const std::vector<float> out =
-                attend(scalar(), reference.cache->head(0, 0), q, 7, begin, n, softcap);
+                attend(scalar(), reference.cache->head(0, 0), q, n_queries, begin, n, softcap);
             for (const Kernels* kernels : supported_kernels()) {
               CAPTURE(kernels->name);
               const OneHead head(*kernels, type, dim, n, k, v);
               REQUIRE(head.stored == reference.stored);
-              REQUIRE(same_bits(attend(*kernels, head.cache->head(0, 0), q, 7, begin, n, softcap), out));
-              REQUIRE(
-                  same_bits(attend(*kernels, head.cache->head(0, 0), row_of(q, 6, dim), 1, begin, n, softcap),
-                            row_of(out, 6, dim)));
+              const KvHead kv = head.cache->head(0, 0);
+              REQUIRE(same_bits(attend(*kernels, kv, q, n_queries, begin, n, softcap), out));
+              REQUIRE(same_bits(attend(*kernels, kv, q, 6, begin, n, softcap),
+                                {out.begin(), out.begin() + 6 * dim}));
+              REQUIRE(same_bits(attend(*kernels, kv, row_of(q, 6, dim), 1, begin, n, softcap),
+                                row_of(out, 6, dim)));
             }
             // In double, from the unrounded keys and values.
-            for (uint32_t i = 0; i < 7; ++i) {
+            for (uint32_t i = 0; i < n_queries; ++i) {
               std::vector<double> score, exact(dim);
               double max = -1e300, sum = 0;
               for (uint32_t p = begin; p < n; ++p) {

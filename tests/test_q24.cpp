@@ -297,3 +297,17 @@ TEST_CASE("check notices lines, groups and outliers beyond the last column") {
   CHECK_THAT(scale.fault(), Contains("scales of row 0: expected zero"));
   CHECK_THAT(outlier.fault(), Contains("outliers of row 0: expected a column"));
 }
+
+TEST_CASE("check notices outliers that descend, past a slot that is not used") {
+  const auto fault = [](uint16_t first, uint16_t last) {
+    Packed p(random_q24({32, 64, 16, 0, 3}, 10));
+    const uint64_t slots = p.view.layout.outliers;
+    p.put16(slots, first), p.put16(slots + 2, 0x3c00);
+    p.put16(slots + 128, 0), p.put16(slots + 130, 0);
+    p.put16(slots + 256, last), p.put16(slots + 258, 0x3c00);
+    return p.fault();
+  };
+  CHECK(fault(7, 8) == "");
+  CHECK(fault(7, 7) == "");
+  CHECK_THAT(fault(7, 6), Contains("outliers of row 0: expected ascending columns"));
+}

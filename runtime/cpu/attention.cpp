@@ -55,7 +55,7 @@ void CpuBackend::attend_one(uint32_t thread, uint32_t layer) {
   const uint32_t group = spec_.n_heads / spec_.n_kv_heads, end = position_ + 1,
                  begin = first_seen(layer, position_);
   const uint32_t first_segment = begin / kSegment, segments = n_segments(end) - first_segment;
-  float* const scores = scratch_.scores + size_t{thread} * kMaxQueries * kSegment;
+  float* const scratch = scratch_.attend + thread * scratch_.attend_stride;
   const auto out = [&](uint32_t head, uint32_t i) {
     return scratch_.sums_out + (uint64_t{head} * segments + i) * scratch_.out_stride;
   };
@@ -70,7 +70,7 @@ void CpuBackend::attend_one(uint32_t thread, uint32_t layer) {
                       std::min(end, (segment + 1) * kSegment), out(head, i)};
       }
       kernels_.attend(cache_.head(layer, kv_head), segment, queries, n, spec_.attn_scale, spec_.attn_softcap,
-                      scores);
+                      scratch);
       done += n;
     }
   });
@@ -88,7 +88,7 @@ void CpuBackend::attend_tile(uint32_t thread, uint32_t layer, uint32_t kv_head, 
                              uint32_t n_tokens) {
   const uint32_t group = spec_.n_heads / spec_.n_kv_heads,
                  padded = static_cast<uint32_t>(scratch_.out_stride) - 2;
-  float* const scores = scratch_.scores + size_t{thread} * kMaxQueries * kSegment;
+  float* const scratch = scratch_.attend + thread * scratch_.attend_stride;
   float* const sums = scratch_.tile_out + size_t{thread} * 2 * kMaxQueries * scratch_.out_stride;
   float* const parts = sums + kMaxQueries * scratch_.out_stride;
   for (uint32_t done = 0; done < group; done += kMaxQueries) {
@@ -113,7 +113,7 @@ void CpuBackend::attend_tile(uint32_t thread, uint32_t layer, uint32_t kv_head, 
       }
       if (n == 0) continue;
       kernels_.attend(cache_.head(layer, kv_head), segment, queries, n, spec_.attn_scale, spec_.attn_softcap,
-                      scores);
+                      scratch);
       for (uint32_t q = 0; q < n; ++q) {
         float* const total = sums + slot[q] * scratch_.out_stride;
         if (queries[q].out != total) kernels_.combine(total, queries[q].out, padded);

@@ -376,6 +376,7 @@ template <int kVectors>
     scales[v] = _mm256_loadu_ps(in.scales + size_t{block} * in.n_lanes + lane + v * 8);
   const Outlier* const end = scratch.outliers + scratch.outlier_begin[block + 1];
   for (const Outlier* o = scratch.outliers + scratch.outlier_begin[block]; o < end; ++o) {
+    // Where two columns of each line of a pair make a quad: the top of this file.
     const uint32_t quad = o->col / 32u * 8 + o->col % 16u / 2, byte = o->col / 16u % 2 * 2 + o->col % 2u;
     const __m128i up = _mm_cvtsi32_si128(static_cast<int>(24 - byte * 8));
     const __m256 delta = _mm256_set1_ps(o->delta);

@@ -54,7 +54,8 @@ CpuBackend::CpuBackend(std::shared_ptr<const Model> model, const SessionOptions&
 
 // ---- matrices -----------------------------------------------------------------------------------------------------
 
-// Where the quantized input of one token lies for a thread; with experts that of its slot-th expert.
+// Where the quantized input of one token lies for a thread, whose line sums are its own; with experts that of its slot-th
+// expert.
 Input CpuBackend::input_of_one(uint32_t thread, uint32_t slot, const float* x) const {
   const size_t n_blocks = size_t{slot} * scratch_.max_blocks,
                n_lines = size_t{slot} * scratch_.max_summed_lines;
@@ -70,48 +71,55 @@ Input CpuBackend::input_of_one(uint32_t thread, uint32_t slot, const float* x) c
   return in;
 }
 
-// Brings n rows of x through `norm` (or none) to the form that the matrix wants. All threads call it together; on
-// return the input is ready for every thread.
+// Brings n rows of x through `norm` (or none) to the form that the matrix wants. All threads call it together; on return the
+// input is ready for the thread that has it, and may not change before all are done with the matrix.
 Input CpuBackend::prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                           const float* norm) {
-  Input in = input_of_one(n == 1 ? thread : 0, 0, x);
+  return n == 1 ? prepare_one(thread, m, x, norm) : prepare_many(thread, m, x, x_stride, n, norm);
+}
+
+// Every thread norms for itself, which is cheaper than a barrier, and quantizes a share. For a plain matrix there is no
+// barrier: x must be ready.
+Input CpuBackend::prepare_one(uint32_t thread, const Matrix& m, const float* x, const float* norm) {
+  Input in = input_of_one(thread, 0, x);
+  if (norm != nullptr) {
+    float* const row = scratch_.thread_row + thread * scratch_.thread_stride;
+    kernels_.rms_norm(x, norm, m.n_cols, spec_.norm_eps, row);
+    in.x = row;
+  }
+  if (!m.is_q24()) return in;
+  const Range blocks = share(m.n_blocks(), thread, pool_.n_threads());
+  kernels_.quantize(m, in.x, blocks.begin, blocks.end, in);
+  pool_.barrier();
+  kernels_.quantize_sums(m, in);
+  return in;
+}
+
+Input CpuBackend::prepare_many(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride,
+                               uint32_t n, const float* norm) {
+  Input in = input_of_one(0, 0, x);  // its arrays are those of many tokens too
   in.n_tokens = n;
   in.n_lanes = lanes_for(n);
   in.x_stride = x_stride;
-  const uint32_t n_threads = pool_.n_threads();
-  if (n == 1) {  // every thread norms for itself, which is cheaper than a barrier, and quantizes a share
+  const Range tiles = share(in.n_lanes / kLanes, thread, pool_.n_threads());
+  for (uint32_t first = tiles.begin * kLanes; first < std::min(tiles.end * kLanes, n); first += kLanes) {
+    const uint32_t n_here = std::min(n - first, kLanes);
+    const float* rows = x + size_t{first} * x_stride;
+    size_t stride = x_stride;
     if (norm != nullptr) {
-      float* const row = scratch_.thread_row + thread * scratch_.thread_stride;
-      kernels_.rms_norm(x, norm, m.n_cols, spec_.norm_eps, row);
-      in.x = row;
+      float* const normed = scratch_.normed + size_t{first} * m.n_cols;
+      for (uint32_t t = 0; t < n_here; ++t)
+        kernels_.rms_norm(rows + t * stride, norm, m.n_cols, spec_.norm_eps, normed + size_t{t} * m.n_cols);
+      rows = normed;
+      stride = m.n_cols;
     }
-    if (!m.is_q24()) return in;
-    const Range blocks = share(m.n_blocks(), thread, n_threads);
-    kernels_.quantize(m, in.x, blocks.begin, blocks.end, in);
-    pool_.barrier();
-    kernels_.quantize_sums(m, in);
-    return in;
-  } else {
-    const Range tiles = share(in.n_lanes / kLanes, thread, n_threads);
-    for (uint32_t first = tiles.begin * kLanes; first < std::min(tiles.end * kLanes, n); first += kLanes) {
-      const uint32_t n_here = std::min(n - first, kLanes);
-      const float* rows = x + size_t{first} * x_stride;
-      size_t stride = x_stride;
-      if (norm != nullptr) {
-        float* const normed = scratch_.normed + size_t{first} * m.n_cols;
-        for (uint32_t t = 0; t < n_here; ++t)
-          kernels_.rms_norm(rows + t * stride, norm, m.n_cols, spec_.norm_eps, normed + size_t{t} * m.n_cols);
-        rows = normed;
-        stride = m.n_cols;
-      }
-      if (m.is_q24())
-        kernels_.quantize_tile(m, rows, stride, n_here, first, in,
-                               reinterpret_cast<float*>(scratch_.panel + thread * scratch_.panel_stride));
-    }
-    if (norm != nullptr) {
-      in.x = scratch_.normed;
-      in.x_stride = m.n_cols;
-    }
+    if (m.is_q24())
+      kernels_.quantize_tile(m, rows, stride, n_here, first, in,
+                             reinterpret_cast<float*>(scratch_.panel + thread * scratch_.panel_stride));
+  }
+  if (norm != nullptr) {
+    in.x = scratch_.normed;
+    in.x_stride = m.n_cols;
   }
   pool_.barrier();
   return in;

@@ -32,7 +32,7 @@ void CpuBackend::choose_for_tokens(uint32_t thread, const LayerWeights& w) {
       std::copy_n(x, spec_.dim, normed);
   }
   const Input in = prepare(thread, w.router, scratch_.normed, spec_.dim, n_, nullptr);
-  if (n_ == 1) pool_.barrier();  // prepare has none for one token
+  if (n_ == 1) pool_.barrier();  // prepare has none for one token and a plain matrix, which routers are
   multiply(thread, w.router, in, [&](uint32_t first, uint32_t n_rows, const float* y) {
     for (uint32_t t = 0; t < n_; ++t)
       for (uint32_t r = 0; r < n_rows; ++r)

@@ -47,13 +47,9 @@ struct Attention {
     });
   }
 
-  template <bool kI8>
-  static V load_kv(const uint8_t* p, size_t element) {
-    if constexpr (kI8)
-      return V::load_i8(reinterpret_cast<const int8_t*>(p) + element);
-    else
-      return V::load_f16(reinterpret_cast<const uint16_t*>(p) + element);
-  }
+  static V load_kv(const float* p) { return V::load(p); }
+  static V load_kv(const uint16_t* p) { return V::load_f16(p); }
+  static V load_kv(const int8_t* p) { return V::load_i8(p); }
 
   // Asks for as many bytes as a step consumes. The cache is streamed from memory in two sequences, k and v of segment
   // after segment; while one is worked on, the same amount of what comes next is on its way.
@@ -62,53 +58,80 @@ struct Attention {
     for (uint32_t i = 0; i < kBytes; i += 64) __builtin_prefetch(ahead + step * kBytes + i);
   }
 
-  // scores[q, 16 * tile ..] = q . k for kQueries queries and kTiles tiles of 16 positions.
-  template <bool kI8, uint32_t kQueries, uint32_t kTiles>
-  static void score_tile(const KvHead& kv, uint32_t first_tile, const Query* queries, float* scores,
+  // From kShared queries on (a prompt's), keys and values are converted to floats once for all of them, kWidened positions at
+  // a time (L1), and not once for four: a conversion takes as long as two products, of which it then serves sixteen.
+  static constexpr uint32_t kShared = 16;
+  // Vectors whose sums stay in registers for four queries; of floats fewer will do, because loads of them cost nothing.
+  static constexpr uint32_t kVectors = V::kRegisters >= 32 ? 4 : 2,
+                            kWideVectors = V::kRegisters >= 32 ? 4 : 1;
+
+  template <class T>
+  static void widen(const T* from, size_t n, float* out) {
+    for (size_t i = 0; i < n; i += 16) load_kv(from + i).store(out + i);
+  }
+
+  // scores[q, ..] = q . k for kQueries queries and kTiles tiles of 16 positions.
+  template <class T, uint32_t kQueries, uint32_t kTiles>
+  static void score_tile(const T* k, uint32_t head_dim, const Query* queries, float* scores,
                          const uint8_t* ahead) {
     V acc[kQueries][kTiles];
     for (uint32_t q = 0; q < kQueries; ++q)
       for (uint32_t t = 0; t < kTiles; ++t) acc[q][t] = V::set1(0);
-    const size_t tile_size = size_t{kv.head_dim} * 16;
-    for (uint32_t d = 0; d < kv.head_dim; ++d) {
-      fetch<kTiles * 16 * (kI8 ? 1 : 2)>(ahead, d);
-      V k[kTiles];
-      for (uint32_t t = 0; t < kTiles; ++t)
-        k[t] = load_kv<kI8>(kv.k, (first_tile + t) * tile_size + size_t{d} * 16);
+    for (uint32_t d = 0; d < head_dim; ++d) {
+      if (ahead != nullptr) fetch<kTiles * 16 * sizeof(T)>(ahead, d);
+      V keys[kTiles];
+      for (uint32_t t = 0; t < kTiles; ++t) keys[t] = load_kv(k + (size_t{t} * head_dim + d) * 16);
       for (uint32_t q = 0; q < kQueries; ++q) {
         const V x = V::set1(queries[q].q[d]);
-        for (uint32_t t = 0; t < kTiles; ++t) acc[q][t] = V::fma(x, k[t], acc[q][t]);
+        for (uint32_t t = 0; t < kTiles; ++t) acc[q][t] = V::fma(x, keys[t], acc[q][t]);
       }
     }
     for (uint32_t q = 0; q < kQueries; ++q)
       for (uint32_t t = 0; t < kTiles; ++t) acc[q][t].store(scores + q * kSegment + t * 16);
   }
-
-  // All scores of a segment's tiles [tile_begin, tile_end), absolute tile numbers.
-  template <bool kI8>
-  static void score(const KvHead& kv, uint32_t segment, uint32_t tile_begin, uint32_t tile_end,
-                    const Query* queries, uint32_t n_queries, float* scores) {
-    const uint32_t first = segment * (kSegment / 16);
-    const auto ahead = [&](uint32_t t) {  // v of the tile's positions
-      return kv.v + size_t{t} * 16 * kv.padded_head_dim * (kI8 ? 1 : 2);
-    };
+  // All queries, kQueries at a time, and n_tiles tiles; returns how many queries that were.
+  template <class T, uint32_t kQueries, uint32_t kTiles>
+  static uint32_t score_tiles(const T* k, uint32_t head_dim, uint32_t n_tiles, const Query* queries,
+                              uint32_t n_queries, float* scores, const uint8_t* ahead) {
     uint32_t q = 0;
-    for (; q + 4 <= n_queries; q += 4) {
-      float* const row = scores + size_t{q} * kSegment;
-      uint32_t t = tile_begin;
-      for (; V::kRegisters >= 32 && t + 4 <= tile_end; t += 4)
-        score_tile<kI8, 4, 4>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
-      for (; t + 2 <= tile_end; t += 2)
-        score_tile<kI8, 4, 2>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
-      for (; t < tile_end; ++t) score_tile<kI8, 4, 1>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
+    for (; q + kQueries <= n_queries; q += kQueries) {
+      const auto tiles = [&]<uint32_t kNow>(uint32_t t) {
+        const size_t at = size_t{t} * head_dim * 16;
+        score_tile<T, kQueries, kNow>(k + at, head_dim, queries + q, scores + q * kSegment + t * 16,
+                                      ahead == nullptr ? nullptr : ahead + at * sizeof(T));
+      };
+      uint32_t t = 0;
+      for (; t + kTiles <= n_tiles; t += kTiles) tiles.template operator()<kTiles>(t);
+      for (; kTiles > 2 && t + 2 <= n_tiles; t += 2) tiles.template operator()<2>(t);
+      for (; t < n_tiles; ++t) tiles.template operator()<1>(t);
     }
-    for (; q < n_queries; ++q) {
-      float* const row = scores + size_t{q} * kSegment;
-      uint32_t t = tile_begin;
-      for (; t + 4 <= tile_end; t += 4)
-        score_tile<kI8, 1, 4>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
-      for (; t < tile_end; ++t) score_tile<kI8, 1, 1>(kv, t, queries + q, row + (t - first) * 16, ahead(t));
+    return q;
+  }
+
+  // All scores of a segment's tiles [tile_begin, tile_end), absolute tile numbers. wide: [kWidened, head_dim]
+  template <class T>
+  static void score(const KvHead& kv, uint32_t segment, uint32_t tile_begin, uint32_t tile_end,
+                    const Query* queries, uint32_t n_queries, float* scores, float* wide) {
+    const size_t tile_size = size_t{kv.head_dim} * 16;
+    const T* const k = reinterpret_cast<const T*>(kv.k);
+    const uint8_t* const ahead =  // v of the same positions
+        kv.v + size_t{tile_begin} * 16 * kv.padded_head_dim * sizeof(T);
+    const uint32_t n_tiles = tile_end - tile_begin;
+    float* const first = scores + (tile_begin - segment * (kSegment / 16)) * 16;
+    uint32_t done = 0;
+    if (n_queries >= kShared) {
+      for (uint32_t t = tile_begin; t < tile_end; t += kWidened / 16) {
+        const uint32_t n = tile_end - t < kWidened / 16 ? tile_end - t : kWidened / 16;
+        widen(k + t * tile_size, n * tile_size, wide);
+        done = score_tiles<float, 4, kWideVectors>(wide, kv.head_dim, n, queries, n_queries,
+                                                   first + (t - tile_begin) * 16, nullptr);
+      }
+    } else {
+      done = score_tiles<T, 4, kVectors>(k + tile_begin * tile_size, kv.head_dim, n_tiles, queries, n_queries,
+                                         first, ahead);
     }
+    score_tiles<T, 1, 4>(k + tile_begin * tile_size, kv.head_dim, n_tiles, queries + done, n_queries - done,
+                         first + size_t{done} * kSegment, ahead);
   }
 
   // Scores to probabilities times the segment's sum, zero outside the query's range within the tiles.
@@ -147,59 +170,76 @@ struct Attention {
     query.out[kv.padded_head_dim + 1] = V::reduce_add(sum);
   }
 
-  // out[q][d ..] = sum over positions of p * v for kQueries queries and kVectors vectors of dimensions.
-  template <bool kI8, uint32_t kQueries, uint32_t kVectors>
-  static void value_tile(const KvHead& kv, uint32_t base, uint32_t begin, uint32_t end, uint32_t d,
-                         const Query* queries, const float* scores) {
-    constexpr uint32_t kBytes = kVectors * 16 * (kI8 ? 1 : 2);
-    // k of the next segment: this column of values takes its share of it
-    const uint8_t* const ahead =
-        kv.k + (size_t{base} + kSegment) * kv.head_dim * (kI8 ? 1 : 2) + size_t{d} * kSegment * (kI8 ? 1 : 2);
-    V acc[kQueries][kVectors];
+  // out[q][d ..] = sum over positions [begin, end) of p * v for kQueries queries and kColumns vectors of dimensions, added to
+  // what is there unless `first`. v, p: of position `begin`. ahead: what is asked for meanwhile, or null.
+  template <class T, uint32_t kQueries, uint32_t kColumns>
+  static void value_tile(const T* v, uint32_t stride, uint32_t n, const Query* queries, const float* p,
+                         uint32_t d, bool first, const uint8_t* ahead) {
+    V acc[kQueries][kColumns];
     for (uint32_t q = 0; q < kQueries; ++q)
-      for (uint32_t i = 0; i < kVectors; ++i) acc[q][i] = V::set1(0);
-    for (uint32_t p = begin; p < end; ++p) {
-      fetch<kBytes>(ahead, p - base);
-      V v[kVectors];
-      for (uint32_t i = 0; i < kVectors; ++i)
-        v[i] = load_kv<kI8>(kv.v, size_t{p} * kv.padded_head_dim + d + i * 16);
+      for (uint32_t i = 0; i < kColumns; ++i)
+        acc[q][i] = first ? V::set1(0) : V::load(queries[q].out + d + i * 16);
+    for (uint32_t at = 0; at < n; ++at) {
+      if (ahead != nullptr) fetch<kColumns * 16 * sizeof(T)>(ahead, at);
+      V values[kColumns];
+      for (uint32_t i = 0; i < kColumns; ++i) values[i] = load_kv(v + size_t{at} * stride + d + i * 16);
       for (uint32_t q = 0; q < kQueries; ++q) {
-        const V weight = V::set1(scores[q * kSegment + (p - base)]);
-        for (uint32_t i = 0; i < kVectors; ++i) acc[q][i] = V::fma(weight, v[i], acc[q][i]);
+        const V weight = V::set1(p[q * kSegment + at]);
+        for (uint32_t i = 0; i < kColumns; ++i) acc[q][i] = V::fma(weight, values[i], acc[q][i]);
       }
     }
     for (uint32_t q = 0; q < kQueries; ++q)
-      for (uint32_t i = 0; i < kVectors; ++i) acc[q][i].store(queries[q].out + d + i * 16);
+      for (uint32_t i = 0; i < kColumns; ++i) acc[q][i].store(queries[q].out + d + i * 16);
+  }
+  // All queries, kQueries at a time, and all dimensions; returns how many queries that were. next: k of the next segment, of which
+  // each column of values asks for its share.
+  template <class T, uint32_t kQueries, uint32_t kColumns>
+  static uint32_t value_tiles(const T* v, uint32_t padded_head_dim, uint32_t n, const Query* queries,
+                              uint32_t n_queries, const float* p, bool first, const uint8_t* next) {
+    uint32_t q = 0;
+    for (; q + kQueries <= n_queries; q += kQueries) {
+      const auto column = [&]<uint32_t kNow>(uint32_t d) {
+        value_tile<T, kQueries, kNow>(v, padded_head_dim, n, queries + q, p + q * kSegment, d, first,
+                                      next == nullptr ? nullptr : next + size_t{d} * kSegment * sizeof(T));
+      };
+      uint32_t d = 0;
+      for (; d + kColumns * 16 <= padded_head_dim; d += kColumns * 16)
+        column.template operator()<kColumns>(d);
+      for (; kColumns > 4 && d + 64 <= padded_head_dim; d += 64) column.template operator()<4>(d);
+      for (; kColumns > 2 && d + 32 <= padded_head_dim; d += 32) column.template operator()<2>(d);
+      for (; d < padded_head_dim; d += 16) column.template operator()<1>(d);
+    }
+    return q;
   }
 
-  template <bool kI8>
+  // wide: [kWidened, padded_head_dim]
+  template <class T>
   static void value(const KvHead& kv, uint32_t base, uint32_t begin, uint32_t end, const Query* queries,
-                    uint32_t n_queries, const float* scores) {
-    uint32_t q = 0;
-    for (; q + 4 <= n_queries; q += 4) {
-      const float* const row = scores + size_t{q} * kSegment;
-      uint32_t d = 0;
-      for (; V::kRegisters >= 32 && d + 64 <= kv.padded_head_dim; d += 64)
-        value_tile<kI8, 4, 4>(kv, base, begin, end, d, queries + q, row);
-      for (; d + 32 <= kv.padded_head_dim; d += 32)
-        value_tile<kI8, 4, 2>(kv, base, begin, end, d, queries + q, row);
-      for (; d < kv.padded_head_dim; d += 16)
-        value_tile<kI8, 4, 1>(kv, base, begin, end, d, queries + q, row);
+                    uint32_t n_queries, const float* scores, float* wide) {
+    const uint32_t dim = kv.padded_head_dim;
+    const T* const v = reinterpret_cast<const T*>(kv.v) + size_t{begin} * dim;
+    const uint8_t* const next = kv.k + (size_t{base} + kSegment) * kv.head_dim * sizeof(T);
+    const uint32_t n_positions = end - begin;
+    const float* const p = scores + (begin - base);
+    uint32_t done = 0;
+    if (n_queries >= kShared) {
+      for (uint32_t at = 0; at < n_positions; at += kWidened) {
+        const uint32_t n = n_positions - at < kWidened ? n_positions - at : kWidened;
+        widen(v + size_t{at} * dim, size_t{n} * dim, wide);
+        done =
+            value_tiles<float, 4, kWideVectors>(wide, dim, n, queries, n_queries, p + at, at == 0, nullptr);
+      }
+    } else {
+      done = value_tiles<T, 4, kVectors>(v, dim, n_positions, queries, n_queries, p, true, next);
     }
-    for (; q < n_queries; ++q) {
-      const float* const row = scores + size_t{q} * kSegment;
-      uint32_t d = 0;
-      for (; d + 128 <= kv.padded_head_dim; d += 128)
-        value_tile<kI8, 1, 8>(kv, base, begin, end, d, queries + q, row);
-      for (; d + 64 <= kv.padded_head_dim; d += 64)
-        value_tile<kI8, 1, 4>(kv, base, begin, end, d, queries + q, row);
-      for (; d < kv.padded_head_dim; d += 16)
-        value_tile<kI8, 1, 1>(kv, base, begin, end, d, queries + q, row);
-    }
+    value_tiles<T, 1, 8>(v, dim, n_positions, queries + done, n_queries - done, p + size_t{done} * kSegment,
+                         true, next);
   }
 
   static void attend(const KvHead& kv, uint32_t segment, const Query* queries, uint32_t n_queries,
-                     float scale, float softcap, float* scores) {
+                     float scale, float softcap, float* scratch) {
+    float* const scores = scratch;
+    float* const wide = scratch + size_t{kMaxQueries} * kSegment;
     uint32_t begin = queries[0].begin, end = queries[0].end;
     for (uint32_t q = 1; q < n_queries; ++q) {
       begin = queries[q].begin < begin ? queries[q].begin : begin;
@@ -208,15 +248,15 @@ struct Attention {
     const uint32_t base = segment * kSegment, tile_begin = begin / 16, tile_end = (end + 15) / 16;
     const bool i8 = kv.k_scale != nullptr;
     if (i8)
-      score<true>(kv, segment, tile_begin, tile_end, queries, n_queries, scores);
+      score<int8_t>(kv, segment, tile_begin, tile_end, queries, n_queries, scores, wide);
     else
-      score<false>(kv, segment, tile_begin, tile_end, queries, n_queries, scores);
+      score<uint16_t>(kv, segment, tile_begin, tile_end, queries, n_queries, scores, wide);
     for (uint32_t q = 0; q < n_queries; ++q)
       soften(kv, segment, tile_begin, tile_end, queries[q], scale, softcap, scores + size_t{q} * kSegment);
     if (i8)
-      value<true>(kv, base, begin, end, queries, n_queries, scores);
+      value<int8_t>(kv, base, begin, end, queries, n_queries, scores, wide);
     else
-      value<false>(kv, base, begin, end, queries, n_queries, scores);
+      value<uint16_t>(kv, base, begin, end, queries, n_queries, scores, wide);
   }
 
   static void combine(float* into, const float* part, uint32_t padded_head_dim) {

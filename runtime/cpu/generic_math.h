@@ -22,6 +22,11 @@ struct Scale {
 };
 constexpr float kByteLimit = 127.0f;
 constexpr float kSumLimit = 127 * 256.0f;  // so that each is 256 * h + l with int8 h and l (amx.cpp)
+
+// The low bits of a whole number + kMagic are the number's; NaN counts as 0.
+[[maybe_unused]] uint32_t whole_bits(float biased) {
+  return biased == biased ? __builtin_bit_cast(uint32_t, biased) : 0;
+}
 }  // namespace
 
 // e^x, relative error below 2e-7 (Cephes' polynomial); x is clamped to [-87, 88].
@@ -77,12 +82,6 @@ void for_each_vector(uint32_t n, F&& f) {
     f(
         i, [rest](const float* p) { return load_tail<V, float>(V::load, p, rest); },
         [rest](V x, float* p) { store_tail(x, p, rest); });
-}
-
-// The low bits of a whole number + kMagic are the number's; NaN counts as 0.
-template <class Float>
-uint32_t whole_bits(Float biased) {
-  return biased == biased ? __builtin_bit_cast(uint32_t, biased) : 0;
 }
 
 }  // namespace pith::cpu

@@ -101,7 +101,7 @@ struct Quantizing {
       store_quads(values, n_lines, quads(in, b, n_lines, lane));
     }
     const V inverse = set_scales(largest_sum, kSumLimit, in.sum_steps + lane), magic = V::set1(kMagic);
-    const uint32_t n_lines = m.view.layout.n_lines;  // of many columns: a multiple of 4
+    const uint32_t n_lines = m.view.layout.n_lines;  // a multiple of 4: columns are padded to 64
     int16_t* out = pairs(m, in, lane);
     for (uint32_t line = 0; line < n_lines; line += 2, out += kLanes * 2) {
       float biased[2][kLanes];

@@ -1,7 +1,7 @@
 // The CPU kernels: what they compute, in which order, and on which layouts. One table of functions an instruction set.
 //
-// Results are the same bits on every instruction set, for any number of tokens a call and any thread count. That holds
-// because every float operation and its order is fixed here, and the rest is integer arithmetic without overflow:
+// Results are the same bits on every instruction set, for any number of tokens a call and any thread count, as long as inputs
+// are finite (what a NaN makes of others is not said, but it leads nowhere outside the buffers). That holds because every float operation and its order is fixed here, and the rest is integer arithmetic without overflow:
 //
 //   Activations of a Q24 matrix. x'[c] = col_scale[c / 16] * x[perm[c]] in blocks of 128 storage columns (the last may
 //   have 64): scale = max|x'| / 127, a = round_to_nearest_even(x' * (127 / max|x'|)); max|x'| < 1e-30 counts as zero.
@@ -9,8 +9,9 @@
 //   max|sum|)), zero as above. So the minimums are one product of integers for all columns, without a scale a block; 15 bits
 //   beside the 7 of a.
 //   Q24 matvec. Exact in int32: for each row and block T = sum s * a * (4*hi + lo), for each row M = sum m * q.
-//     acc = fma(scale, float(T), acc) block after block; out = fma(delta, scale * float(a[column]), out) slot after slot (by
-//     column, as FORMAT.md has them); y = fma(-dmin, step * float(M), fma(0.25f * d, acc, out)).
+//     acc = fma(scale, float(T), acc) block after block; out = fma(delta, scale * float(a[column]), out) slot after slot,
+//     which kernels for many tokens do block after block: the same where slots ascend by column, as FORMAT.md wants them;
+//     y = fma(-dmin, step * float(M), fma(0.25f * d, acc, out)).
 //     |T| <= 8 * 15 * 16 * 127 * 15 < 2^24, so float(T) is exact; |M| <= 15 * 32512 * 4092 lines < 2^31.
 //   Plain matvec. 16 lanes; lane l sums columns l, l+16, ... by fma; lanes are added as a tree: i += i+8, +4, +2, +1.
 //   Attention. The positions that a query sees are cut at multiples of kSegment; within a segment: scores (fma over
@@ -35,6 +36,7 @@ constexpr uint32_t kPanelRows = q24::kPanelRows;  // rows that one call of `pane
 constexpr uint32_t kBlock = q24::kActivationBlock;
 constexpr uint32_t kSegment = 256;     // positions
 constexpr uint32_t kMaxQueries = 32;   // of one call of `attend`
+constexpr uint32_t kWidened = 64;      // positions whose keys or values it converts to floats at a time
 constexpr uint32_t kPlainTokens = 12;  // whose sums plain products keep at a time
 
 // A linear layer. What the kernels index by is a validated copy, not the mapping.
@@ -63,7 +65,7 @@ struct Input {
   uint32_t x_stride = 0;
   // kQ24: [n_blocks, n_lanes / 16, quads of the block, 16, 4], so that what a tile of tokens reads of a block lies together
   // whatever n_lanes is; [padded_cols] for one token. A quad is 4 columns of a line; of many tokens with avx2.cpp 2 columns
-  // each of two lines. 64 readable bytes behind.
+  // each of two lines.
   int8_t* a = nullptr;
   // kQ24: q of each line, zeros past the last: [n_lanes / 16, n_summed_lines / 2, 16, 2], pairs of lines; [n_summed_lines]
   // for one token. amx.cpp keeps the bytes of many tokens in an order of its own.
@@ -122,8 +124,8 @@ struct Kernels {
 
   // out = x * (1 / sqrt(mean(x^2) + eps)) * w; out may be x.
   void (*rms_norm)(const float* x, const float* w, uint32_t n, float eps, float* out);
-  // Quantizes blocks [block_begin, block_end) of one token's x [n_cols], all but the line sums: those quantize_sums() does when
-  // all blocks are done.
+  // Quantizes blocks [block_begin, block_end) of one token's x [n_cols]; when all are done, quantize_sums() rounds the line
+  // sums, of which it wants the largest.
   void (*quantize)(const Matrix& m, const float* x, uint32_t block_begin, uint32_t block_end,
                    const Input& in);
   void (*quantize_sums)(const Matrix& m, const Input& in);
@@ -146,9 +148,10 @@ struct Kernels {
   void (*rope)(float* x, uint32_t n, const float* cos, const float* sin);
   // Stores k and v [head_dim] of one position, rounded to the head's type. fp16 saturates.
   void (*append)(const KvHead& kv, uint32_t position, const float* k, const float* v);
-  // n_queries (1 .. kMaxQueries) against one segment. softcap 0 = none. scores: [n_queries, kSegment] scratch.
+  // n_queries (1 .. kMaxQueries) against one segment. softcap 0 = none. scratch:
+  // attend_scratch() floats.
   void (*attend)(const KvHead& kv, uint32_t segment, const Query* queries, uint32_t n_queries, float scale,
-                 float softcap, float* scores);
+                 float softcap, float* scratch);
   // into = into (+) part, both [padded_head_dim + 2] as Query::out.
   void (*combine)(float* into, const float* part, uint32_t padded_head_dim);
   // out [head_dim] = sums / sum of p
@@ -163,6 +166,11 @@ struct Kernels {
 // What a thread needs for panel() and quantize_tile(), for matrices of so many columns and outliers a row or fewer.
 uint64_t panel_scratch_bytes(uint32_t q24_padded_cols, uint32_t n_slots, uint32_t plain_cols,
                              uint32_t n_lanes);
+
+// Floats of scratch that attend() wants: scores, and widened keys or values.
+inline uint64_t attend_scratch(uint64_t padded_head_dim) {
+  return uint64_t{kMaxQueries} * kSegment + kWidened * padded_head_dim;
+}
 
 // Row `row` of an embedding of any kind, in input order, times `scale`. out: [n_cols].
 void embedding_row(const Matrix& m, uint32_t row, float scale, float* out);

@@ -138,8 +138,8 @@ void block_row(const Matrix& m, uint32_t panel, uint32_t block, uint32_t w, cons
       sum = vdotq_laneq_s32(sum, x(2), c, 2);
       sum = vdotq_laneq_s32(sum, x(3), c, 3);
       big_t[v] = vmlaq_n_s32(big_t[v], sum, sm & 15);
-      const int32x4_t pairs = vreinterpretq_s32_s16(vld1q_s16(sums + v * 8));  // (even line, odd line)
-      const int32x4_t mine = line % 2 ? vshrq_n_s32(pairs, 16) : vshrq_n_s32(vshlq_n_s32(pairs, 16), 16);
+      const int32x4_t both = vreinterpretq_s32_s16(vld1q_s16(sums + v * 8));  // (even line, odd line)
+      const int32x4_t mine = line % 2 ? vshrq_n_s32(both, 16) : vshrq_n_s32(vshlq_n_s32(both, 16), 16);
       big_m[v] = vmlaq_n_s32(big_m[v], mine, sm >> 4);
     }
   }

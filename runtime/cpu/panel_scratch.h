@@ -7,7 +7,7 @@
 namespace pith::cpu {
 namespace {  // compiled once for each file that includes it, for different CPUs
 
-// 32 words (rows) x 128 columns. amx.cpp has its own, which takes no more.
+// 32 words (rows) x 128 columns. amx.cpp has its own, which takes no more from two blocks on.
 struct UnpackedBlock {
   alignas(64) uint8_t codes[32][128];   // [k-quad][word][4 columns]; avx2: pairs of lines, its own order
   alignas(64) int32_t minimums[4][32];  // [pair of lines][word]: the minimums of both lines as int16
@@ -16,16 +16,17 @@ struct UnpackedBlock {
 static_assert(sizeof(UnpackedBlock) == 4096 + 512 + 512);
 
 struct Outlier {
-  uint16_t col, word;  // column in its block
+  uint16_t col;   // in its block
+  uint16_t word;  // of the panel
   float delta;
 };
 
 struct PanelScratch {
-  UnpackedBlock* blocks;    // [n_blocks]
+  UnpackedBlock* blocks;    // [max(2, n_blocks)]
   float* accumulators;      // [3, 32 words, n_lanes]
   uint32_t* outlier_begin;  // [n_blocks + 2] into outliers; the last are those outside the matrix
   Outlier* outliers;        // [32 * n_slots]
-  uint32_t* unsorted;       // likewise
+  uint32_t* unsorted;       // [32 * n_slots] the words of the file
 
   [[gnu::always_inline]] PanelScratch(const Matrix& m, uint32_t n_lanes, uint8_t* memory) {
     const uint64_t n_blocks = m.n_blocks();

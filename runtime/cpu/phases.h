@@ -52,6 +52,9 @@ class CpuBackend final : public Backend {
   void end_batch();
   Input prepare(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
                 const float* norm);
+  Input prepare_one(uint32_t thread, const Matrix& m, const float* x, const float* norm);
+  Input prepare_many(uint32_t thread, const Matrix& m, const float* x, uint32_t x_stride, uint32_t n,
+                     const float* norm);
   template <typename Store>
   void multiply_panel(uint32_t thread, const Matrix& m, uint32_t panel, const Input& in, Store&& store);
   template <typename Store>

@@ -89,7 +89,7 @@ __m512i quad(const int8_t* a, int p) {
 }
 
 // One chain a line: several lines are in flight anyway, and each instruction saved lets the core see further ahead.
-__m512i line_sums(__m512i hi, const int8_t* a) {
+__m512i code_sums(__m512i hi, const int8_t* a) {
   __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), hi_codes<0>(hi), quad(a, 0));
   sum = _mm512_dpbusd_epi32(sum, hi_codes<1>(hi), quad(a, 1));
   sum = _mm512_dpbusd_epi32(sum, hi_codes<2>(hi), quad(a, 2));
@@ -141,8 +141,8 @@ void q24_one(const Matrix& m, uint32_t panel, const Input& in, float* y) {
       ahead.fetch<kGroup>(hi, scales, line / 2);
       __m512i even[2], odd[2];
       for (uint32_t half = 0; half < 2; ++half) {
-        even[half] = line_sums(load512(hi + half * 64), a);
-        odd[half] = line_sums(load512(hi + q24::kLineBytes + half * 64), a + 16);
+        even[half] = code_sums(load512(hi + half * 64), a);
+        odd[half] = code_sums(load512(hi + q24::kLineBytes + half * 64), a + 16);
       }
       if (line + 1 >= first_fine) {
         const uint8_t* const lo = fine + (size_t{line + 1} - first_fine) * q24::kLineBytes;

@@ -37,7 +37,7 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, 
   }
   max_blocks = (weights.max_padded_cols + kBlock - 1) / kBlock;
   const uint64_t n_blocks = std::max(lanes, chosen_per_token) * max_blocks;
-  a = arena.take<int8_t>(n_blocks * kBlock + 64);
+  a = arena.take<int8_t>(n_blocks * kBlock);
   max_summed_lines = (weights.max_padded_cols / 16 + 63) / 64 * 64;
   sums_stride = chosen_per_token * max_summed_lines;
   sums = arena.take<int16_t>(std::max(lanes * max_summed_lines, t * sums_stride));
@@ -48,7 +48,8 @@ Scratch::Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, 
   thread_row = arena.take<float>(t * thread_stride);
   y = arena.take<float>(t * y_stride);
   panel = arena.take<uint8_t>(t * panel_stride);
-  scores = arena.take<float>(t * kMaxQueries * kSegment);
+  attend_stride = attend_scratch(padded_head_dim);
+  attend = arena.take<float>(t * attend_stride);
   // Decode: every head and segment; prefill: a tile's running sums and one part a thread.
   sums_out =
       arena.take<float>(std::max<uint64_t>(uint64_t{spec.n_heads} * n_segments(n_ctx), 1) * out_stride);

@@ -14,7 +14,7 @@ struct Scratch {
   Scratch(const ModelSpec& spec, const Weights& weights, uint32_t n_ctx, uint32_t chunk, uint32_t n_threads,
           Arena& arena);
 
-  uint64_t out_stride, thread_stride, y_stride, panel_stride;
+  uint64_t out_stride, thread_stride, y_stride, panel_stride, attend_stride;
   uint32_t qkv_rows;
   float* x;       // [n, dim] residual stream
   float* normed;  // [n, dim]
@@ -46,7 +46,7 @@ struct Scratch {
   float* thread_row;             // [threads, thread_stride] the normed token, for decode
   float* y;                      // [threads, 32, lanes]
   uint8_t* panel;                // [threads] kernel scratch
-  float* scores;                 // [threads, kMaxQueries, kSegment]
+  float* attend;                 // [threads, attend_stride] kernel scratch
   float* sums_out;               // [n_heads, segments, out_stride]
   float* tile_out;               // [threads, 2, kMaxQueries, out_stride]
   float* sink_part;              // [threads, out_stride]
