@@ -62,8 +62,11 @@ std::string explain(const CLI::App& root, const std::vector<std::string>& words,
         std::isdigit(static_cast<unsigned char>(word[1])))
       continue;  // what has a space in it is a prompt
     const std::string name = word.substr(0, word.find('='));
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    if (const std::string ours = our_name(name, known); !ours.empty())  // -ngl too, which is no -n gl
+      return fmt::format("{}: unknown option '{}'; pith {}", who, name, ours);
     const bool exists = std::any_of(known.begin(), known.end(), [&](const std::string& option) {
-      return name == option || (option.size() == 2 && name.starts_with(option));
+      return option.size() == 2 && name.starts_with(option);
     });
     if (!exists) return fmt::format("{}: unknown option '{}'{}", who, name, suggestion(name, known));
   }
@@ -127,11 +130,13 @@ int run(int argc, char** argv) {
   help->add_option("COMMAND", topic, "The command")->type_name("");
   help->callback([&] {
     action = [&] {
-      const CLI::App* const command = topic.empty() ? &root : find_command(root, topic);
+      if (topic.empty())  // help() of the root is that of the command that was parsed, which is this one
+        return write_output(root.get_formatter()->make_help(&root, "pith", CLI::AppFormatMode::Normal)), kOk;
+      const CLI::App* const command = find_command(root, topic);
       if (command == nullptr)
         throw_error(ErrorCode::kInvalidArgument, "'{}' is not a command{}", topic,
                     suggestion(topic, command_names(root)));
-      write_output(command->help(command == &root ? "" : "pith"));
+      write_output(command->help("pith"));
       return kOk;
     };
   });

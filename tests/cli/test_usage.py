@@ -37,6 +37,24 @@ class Usage(CliTest):
         self.fails(pith("run", self.models.full, "-p", "- an item", "--tmep", "0"), 2, "'--tmep'")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--calib", "x", "--no-calib"), 2, "--calib")
 
+    def test_help_without_a_command_lists_the_commands(self):
+        self.assertEqual(self.ok(pith("help")).text, self.ok(pith("--help")).text)
+
+    def test_nothing_is_near_to_a_short_word(self):
+        for words in (["chat", self.models.full, "-p", "x"], ["run", self.models.full, "-k"], ["hi"]):
+            self.assertNotIn("did you mean", self.fails(pith(*words), 2).message)
+
+    def test_options_of_other_programs_are_translated(self):
+        run, chat = ["run", self.models.full, "-p", "x"], ["chat", self.models.full]
+        for words, said in ((run + ["-ngl", "3"], "'-ngl'; pith calls it --gpu-layers"),
+                            (["chat", "-ngl", "99", self.models.full], "'-ngl'; pith calls it --gpu-layers"),
+                            (run + ["--n-predict=8"], "'--n-predict'; pith calls it --tokens"),
+                            (chat + ["--temperature", "0"], "'--temperature'; pith calls it --temp"),
+                            (chat + ["--ctx-size", "99"], "'--ctx-size'; pith calls it --ctx"),
+                            (["run", "-m", self.models.full], "'-m'; pith takes the model's FILE without an option")):
+            self.fails(pith(*words), 2, said)
+        self.assertNotIn("calls", self.fails(pith("verify", self.models.full, "--n-predict", "3"), 2).message)
+
     def test_a_missing_argument_is_a_usage_error(self):
         for words in (["run"], ["chat"], ["eval", self.models.full], ["convert", "x"], ["inspect"], ["verify"]):
             self.fails(pith(*words), 2)
