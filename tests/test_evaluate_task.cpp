@@ -241,7 +241,8 @@ TEST_CASE("a fault of a task's file is named with its line, what was expected an
   CHECK_NOTHROW(read_task("arc-easy", late, 1));
 
   const std::string piqa = folder.write("p.jsonl", std::string(kPiqa) + kPiqa);
-  CHECK_THROWS_WITH(read_task("piqa", piqa, 0), Catch::Contains("p-labels.lst"));  // absent
+  CHECK_THROWS_WITH(read_task("piqa", piqa, 0),
+                    Catch::Contains("p-labels.lst: no such file, expected the labels of " + piqa));
   for (const auto& [labels, found] : {std::pair("0\n", "1 labels"), std::pair("0\n1\n1\n0\n", "4 labels")}) {
     folder.write("p-labels.lst", labels);
     for (const uint64_t n_limit : {0, 1})

@@ -108,8 +108,13 @@ std::string help() {
 class Chat {
  public:
   // stops: the session's stop texts.
-  Chat(const ModelHandle& model, const SessionHandle& session, const std::vector<std::string>& stops)
-      : model_(model.get()), session_(session.get()), conversation_(model.get(), session.get()) {
+  // takes_commands: more input may follow a reply.
+  Chat(const ModelHandle& model, const SessionHandle& session, const std::vector<std::string>& stops,
+       bool takes_commands)
+      : model_(model.get()),
+        session_(session.get()),
+        conversation_(model.get(), session.get()),
+        takes_commands_(takes_commands) {
     for (const std::string& stop : stops) add_stop(stop);
     conversation_.set_interrupted(take_interrupt);
   }
@@ -154,9 +159,9 @@ class Chat {
     if (reply_.stop == PITH_STOP_LENGTH) print_note("[stopped at max_tokens]");
     const size_t used = reply_.n_prompt + reply_.n_generated;
     if (reply_.stop == PITH_STOP_CONTEXT)
-      print_note(fmt::format("[the context of {} tokens is full: the reply is cut; /forget makes room]",
-                             conversation_.n_ctx()));
-    else if (used * 5 >= size_t{conversation_.n_ctx()} * 4)
+      print_note(fmt::format("[the context of {} tokens is full: the reply is cut{}]", conversation_.n_ctx(),
+                             takes_commands_ ? "; /forget makes room" : ""));
+    else if (takes_commands_ && used * 5 >= size_t{conversation_.n_ctx()} * 4)
       print_note(fmt::format("[{} of {} tokens of context used; /forget drops the oldest turn]", used,
                              conversation_.n_ctx()));
   }
@@ -301,6 +306,7 @@ class Chat {
   const pith_model* model_;
   pith_session* session_;
   Conversation conversation_;
+  const bool takes_commands_;
   std::vector<std::string> stops_;
   pith_reply reply_{};
   bool quit_ = false;
@@ -396,7 +402,7 @@ int run(const ChatOptions& options) {
     throw_error(ErrorCode::kInvalidArgument, "--once: the question is empty");
   const ModelHandle model = open_model(options.file, options.flags.access());
   const SessionHandle session = open_session(model, options.flags);
-  Chat chat(model, session, options.flags.values("stop"));
+  Chat chat(model, session, options.flags.values("stop"), !options.has_once);
   if (!chat.conversation().has_template()) {
     if (!options.system.empty())
       throw_error(ErrorCode::kInvalidArgument, "--system: {} has no chat template, so no system message",

@@ -59,13 +59,13 @@ std::string show(const EvalResult& r, bool json) {
 }
 
 std::string evaluate_text(const EvalCommand& command) {
+  const auto model = Model::open(command.file, command.flags.access());
   const std::string text = read_text(command.text);
   Progress progress("tokens");
   EvalOptions options;
   options.session = command.flags.session_options();
   options.max_tokens = command.max_tokens;
   options.progress = [&](uint64_t done, uint64_t total, double) { progress.update("eval", done, total); };
-  const auto model = Model::open(command.file, command.flags.access());
   if (command.against.empty()) {
     const EvalResult result = evaluate(model, text, options);
     progress.clear();

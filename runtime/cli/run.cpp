@@ -27,9 +27,10 @@ std::string take_prompt(const RunOptions& options) {
 }
 
 int run(const RunOptions& options) {
-  const std::string prompt = take_prompt(options);
-  if (prompt.empty()) throw_error(ErrorCode::kInvalidArgument, "the prompt is empty");
   const ModelHandle model = open_model(options.file, options.flags.access());
+  const std::string prompt =
+      take_prompt(options);  // what is wrong with the file is said before text is waited for
+  if (prompt.empty()) throw_error(ErrorCode::kInvalidArgument, "the prompt is empty");
   const SessionHandle session = open_session(model, options.flags);
   ReplyWriter writer;
   pith_reply reply{};
@@ -53,7 +54,11 @@ int run(const RunOptions& options) {
   }
   writer.finish();
   writer.put(get(session.get(), "held_text"));  // nothing goes on from here
-  if (is_terminal(STDOUT_FILENO) && !writer.text().ends_with('\n')) write_output("\n");
+  const bool ends_in_line = !writer.text().empty() && !writer.text().ends_with('\n');
+  if (is_terminal(STDOUT_FILENO) && ends_in_line)
+    write_output("\n");
+  else if (options.stats && ends_in_line)
+    std::fputc('\n', stderr);  // both may go to the same place; standard output is the model's alone
   if (reply.stop == PITH_STOP_CONTEXT)
     print_note(fmt::format("pith run: stopped, the context of {} tokens is full", get(session.get(), "ctx")));
   if (options.stats)

@@ -197,7 +197,10 @@ std::string labels_path(const std::string& path) {
 
 // One a line for each item. Another number is that of another split.
 Lines read_labels(const Lines& items) {
-  Lines labels = read_lines(labels_path(items.path));
+  const std::string path = labels_path(items.path);
+  if (!file_exists(path))
+    throw_error(ErrorCode::kIo, "{}: no such file, expected the labels of {} beside it", path, items.path);
+  Lines labels = read_lines(path);
   if (labels.lines.size() != items.lines.size())
     throw_error(ErrorCode::kFormat, "{}: {} labels, expected {}, one for each item of {}", labels.path,
                 labels.lines.size(), items.lines.size(), items.path);

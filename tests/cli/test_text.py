@@ -11,7 +11,7 @@ import termios
 import time
 import unittest
 
-from harness import PITH, SHARED, CliTest, pith
+from harness import PITH, SHARED, CliTest, Result, pith
 
 
 class Run(CliTest):
@@ -65,6 +65,22 @@ class Run(CliTest):
     def test_a_context_longer_than_the_models_is_refused_with_both_numbers(self):
         self.fails(pith("run", self.models.full, "-p", "x", "--ctx", "100000"), 2, "100000", "512")
 
+    def test_a_missing_model_is_named_before_the_prompt_is_read(self):
+        read, write = os.pipe()  # which nobody ever writes to
+        self.addCleanup(os.close, write)
+        done = subprocess.run([PITH, "run", "nofile"], stdin=read, capture_output=True, timeout=60)
+        os.close(read)
+        self.fails(Result(done.returncode, done.stdout, done.stderr), 1, "nofile: ", "No such file")
+        self.fails(pith("run", "nofile"), 1, "nofile: ", "No such file")
+
+    def test_the_figures_begin_a_line_of_their_own(self):
+        words = [PITH, "run", str(self.models.full), "-p", "x", "-n", "8", "--temp", "0"]
+        text = subprocess.run(words, capture_output=True).stdout
+        both = subprocess.run([*words, "--stats"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+        begin = text if text.endswith(b"\n") else text + b"\n"
+        self.assertTrue(both.startswith(begin), both)
+        self.assertRegex(both[len(begin):], rb"^\d+ tokens, ")
+
     def test_a_full_context_ends_the_text_and_says_so(self):
         words = ["run", self.models.full, "-p", "word", "--ctx", "16", "--temp", "1.5", "--seed", "1"]
         self.assertEqual(self.ok(pith(*words)).message, "pith run: stopped, the context of 16 tokens is full\n")
@@ -87,6 +103,11 @@ class ScriptedChat(CliTest):
         result = self.ok(self.chat("", "--once", "Hello?"))
         self.assertTrue(result.out.endswith(b"\n"))
         self.fails(self.chat("", "--once", " "), 2, "empty")
+
+    def test_one_question_is_not_told_of_commands(self):
+        words = ["--ctx", "32", "-n", "0"]
+        self.assertIn("is full: the reply is cut; /forget", self.ok(self.chat("Hello?\n", *words)).message)
+        self.assertIn("is full: the reply is cut]", self.ok(self.chat("", *words, "--once", "Hello?")).message)
 
     def test_lines_of_a_pipe_are_turns(self):
         self.assertEqual(self.ok(self.chat("")).out, b"")
