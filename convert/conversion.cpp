@@ -107,10 +107,8 @@ std::vector<const TensorPlan*> Conversion::linear_layers() const {
 // Nothing at 16 bits or on demand.
 void Conversion::start_calibration(const Metadata& metadata) {
   if (options_.bits >= 16 || !options_.calibrate) return;
-  const uint32_t n_tokens =
-      options_.calibration_tokens > 0
-          ? options_.calibration_tokens
-          : affordable_tokens(source_.spec, figures_of(options_.effort).calibration_tokens);
+  const uint32_t n_tokens = options_.calibration_tokens.value_or(
+      affordable_tokens(source_.spec, figures_of(options_.effort).calibration_tokens));
   const uint32_t window = std::min(kCalibrationWindow, source_.spec.max_context);
   if (n_tokens < window)
     throw_error(ErrorCode::kInvalidArgument,

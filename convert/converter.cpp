@@ -50,7 +50,7 @@ std::string describe(const ConvertOptions& options, const Products& products) {
     text += fmt::format(" embed-bits={} effort={} {}", options.embed_bits, name_of(options.effort),
                         describe(options.levers));
   if (is_calibrated(options)) {
-    text += fmt::format(" calibration-tokens={}", options.calibration_tokens);
+    text += fmt::format(" calibration-tokens={}", options.calibration_tokens.value_or(0));
     for (const std::string& path : options.calibration_files) {
       if (path == kSelfText || path == kBuiltinText) {
         text += " calibration=" + path;

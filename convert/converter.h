@@ -45,11 +45,11 @@ struct ConvertOptions {
   bool calibrate = true;  // below 16 bits: measure what each layer sees, and quantize for that
   // Text, UTF-8; kSelfText, kBuiltinText. None: the built-in text, and of models below kMaxSelfWeights half their own.
   std::vector<std::string> calibration_files;
-  uint32_t calibration_tokens = 0;  // at most; 0: by effort and width
-  bool force = false;               // unknown config keys and unused tensors are noted, not refused
-  bool allow_nonfinite = false;     // NaN and Inf weights pass (16 and 32 bits only)
-  bool resume = true;               // false: start over, whatever is there; what this run does can be resumed
-  uint32_t n_threads = 0;           // 0: all cores
+  std::optional<uint32_t> calibration_tokens;  // at most; none: by effort and width
+  bool force = false;            // unknown config keys and unused tensors are noted, not refused
+  bool allow_nonfinite = false;  // NaN and Inf weights pass (16 and 32 bits only)
+  bool resume = true;            // false: start over, whatever is there; what this run does can be resumed
+  uint32_t n_threads = 0;        // 0: all cores
   // Where calibration multiplies (products.h): auto, cpu, cuda, cuda:N. An interrupted run goes on on the kind that it began on,
   // and is refused on the other: with auto also where the GPU has less room than it had.
   std::string device = "auto";

@@ -44,8 +44,8 @@ class Container {
  public:
   enum class Access {
     kMap,        // mapped; may move into the process's own huge pages
-    kMapShared,  // --no-huge-pages: stays in the file cache's
-    kRead        // --no-mmap: read into memory
+    kMapShared,  // mapped, and left in the system's file cache
+    kRead        // read into memory
   };
   static Container open(const std::string& path, Access access = Access::kMap, Io& io = Io::system());
   // From bytes in memory (tests, fuzzing), 128-byte aligned. `name` appears in messages. The bytes must

@@ -9,7 +9,7 @@
 //   x'[c] = col_scale[c / 16] * x[perm[c]],      y = W x'
 //
 // The converter sorts the input columns so that the 4-bit ones are the last n_fine columns; the permutation
-// is shared by all rows. After arXiv 2311.16442 (sections 3-4: 4-bit groups whole input-channel groups for all
+// is shared by all rows. After arXiv 2311.16442 (sections 3-4: 4-bit groups are whole input-channel groups for all
 // rows, outliers inside 2-bit groups only, second-order scales); free minimum and column sort are pith's.
 //
 // Storage. Rows come in panels of 32, columns are padded to a multiple of 64 (kColAlign). One 128-byte line

@@ -17,7 +17,7 @@ constexpr size_t kMaxRopes = 8;
 constexpr uint32_t kMaxExperts = 1024;
 constexpr float kMinScale = 1e-6f, kMaxScale = 1e6f;
 
-// Every field that is one value, in the order of the file: its key after "model.", the member, its range. with: a key without
+// Every field that is one value, in the order of ModelSpec: its key after "model.", the member, its range. with: a key without
 // which the field keeps its default, as files of before it lack both; "" = none.
 template <typename Spec, typename Visit>
 void for_each_field(Spec& spec, Visit&& visit) {

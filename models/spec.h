@@ -1,4 +1,4 @@
-// What a model is: one pre-norm decoder block with switches covers every family pith knows.
+// What a model is: one decoder block with switches covers every family pith knows.
 //
 // A family file (models/<family>.cpp) turns a Hugging Face config.json into a ModelSpec and says where each
 // tensor comes from. The converter reads the checkpoint by it and stores the spec as metadata; the runtime

@@ -1,4 +1,4 @@
-// Where the decoder's arithmetic happens: six fused phases over a batch of consecutive positions of one timeline.
+// Where the decoder's arithmetic happens: seven fused phases over a batch of consecutive positions of one timeline.
 //
 // The decoder (decoder.cpp) calls embed, then for each layer attn_in, attend, attn_out, ffn_in, ffn_out, then head. A
 // backend keeps weights, KV cache and scratch where it likes; it may record the phases instead of running them, as long

@@ -26,7 +26,7 @@ const std::vector<BackendKind>& backend_kinds() {
 const BackendKind& backend_for(const std::string& device, const std::vector<BackendKind>& kinds) {
   const std::string name = device.substr(0, device.find(':'));
   if (name != device && name != "cuda")
-    throw_error(ErrorCode::kInvalidArgument, "device '{}': only cuda takes a number, as in cuda:0", device);
+    throw_error(ErrorCode::kInvalidArgument, "device: '{}', only cuda takes a number, as in cuda:0", device);
   std::string known, why;
   for (const BackendKind& kind : kinds) {
     const bool usable = kind.available();
@@ -37,7 +37,7 @@ const BackendKind& backend_for(const std::string& device, const std::vector<Back
   }
   const bool is_name = name == "cpu" || name == "cuda";
   throw_error(is_name ? ErrorCode::kUnsupported : ErrorCode::kInvalidArgument,
-              "device '{}' is not available here{}, expected auto or {}", device, why, known);
+              "device: '{}' is not available here{}, expected auto or {}", device, why, known);
 }
 
 }  // namespace pith

@@ -110,7 +110,7 @@ bool set_session_option(SessionOptions& options, std::string_view key, std::stri
     options.gpu_layers = value == "all" ? kGpuLayersAll
                          : value == "auto"
                              ? kGpuLayersAuto
-                             : static_cast<int32_t>(parse_count(key, value, kMaxLayers, "all, auto or "));
+                             : static_cast<int32_t>(parse_count(key, value, INT32_MAX, "all, auto or "));
   } else if (key == "device") {
     options.device = value;  // the session knows which there are
   } else {

@@ -1,4 +1,4 @@
-// One pre-norm decoder block, n_layers times. The switches of a spec live in the backend's phases.
+// One decoder block, n_layers times. The switches of a spec live in the backend's phases.
 #include "runtime/decoder.h"
 
 namespace pith {

@@ -22,8 +22,8 @@ constexpr size_t kTopLogits = 8;
 // Templates may print the date: here always noon of the same day, UTC, wherever and whenever the vectors are replayed.
 constexpr TemplateClock kClock = {1704110400, true};  // 2024-01-01 12:00
 
-// Instruction sets add in different orders and round activations to 8 bits at different places. Two logits that differ by
-// less than this are not told apart; a wrong weight or a wrong kernel moves them by far more.
+// Every instruction set gives the same bits, but a later pith may add in another order or round activations at other places.
+// Two logits that differ by less than this are not told apart; a wrong weight or a wrong kernel moves them by far more.
 constexpr float kLogitTolerance = 0.05f;
 
 std::vector<uint32_t> to_u32(const std::vector<int32_t>& ids) {

@@ -152,14 +152,14 @@ PITH_API int pith_plan(const char* path, const char* const* options, pith_memory
 
 /* All memory of the cache and of computing is reserved here (PITH_E_MEMORY), and the system provides it as it is first
  * used. Where the session takes more than is free (pith_plan()), a warning goes to pith_log_set(). pith_sync(),
- * pith_append() and pith_step() allocate nothing, but while weights move into huge pages (pith_model_open(); a part
+ * pith_append() and pith_step() allocate nothing, except while weights move into huge pages (pith_model_open(); a part
  * with each of some sixteen tokens). pith_generate() and pith_chat() do for their text only.
  * Options: "ctx" (tokens; "0" = the model's, at most 4096), "threads" ("0" = physical cores, at most a container's CPU
  * quota), "kv" ("f16" | "i8"), "prefill_chunk" (1..1024), "device" ("auto" | "cpu" | "cuda" | "cuda:N"), "gpu_layers"
  * (how many of the model's last layers a GPU runs, the others staying on the CPU: "all", the default with device "cuda" |
- * "auto", as many as fit, the default with device "auto" | a number), "kernels" ("auto", or one of the device's by name,
- * for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "amx", "neon" of a CPU; "registers", "async", "bulk"
- * of a GPU, each also with "-sync" after it), and every key of pith_set(). */
+ * "auto", as many as fit, the default with device "auto" | a number; more than the model has are all of them), "kernels"
+ * ("auto", or one of the device's by name, for tests: "scalar", "avx2", "avxvnni", "avx512-plain", "avx512", "amx", "neon"
+ * of a CPU; "registers", "async", "bulk" of a GPU, each also with "-sync" after it), and every key of pith_set(). */
 PITH_API int pith_session_open(const pith_model* model, const char* const* options, pith_session** out);
 
 /* Must not run beside another call on the session. NULL is allowed. */

@@ -53,11 +53,8 @@ Placement place(const Model& model, const SessionOptions& options, const std::ve
   const uint32_t n_layers = model.spec().n_layers;
   const bool is_default = options.gpu_layers == kGpuLayersDefault;
   const int32_t wanted = !is_default ? options.gpu_layers : open ? kGpuLayersAuto : kGpuLayersAll;
-  if (wanted > static_cast<int32_t>(n_layers))
-    throw_error(ErrorCode::kInvalidArgument, "gpu_layers {}, expected all, auto or at most the model's {}",
-                wanted, n_layers);
   if (kind.is_cpu() && wanted != 0 && wanted != kGpuLayersAuto && !is_default)
-    throw_error(ErrorCode::kUnsupported, "gpu_layers {} on the CPU, expected a GPU",
+    throw_error(ErrorCode::kUnsupported, "gpu_layers: {} on the CPU, expected a GPU",
                 wanted == kGpuLayersAll ? "all" : std::to_string(wanted));
   if (kind.is_cpu() || wanted == 0) return on_cpu(model, options, "", kinds);
 
@@ -66,7 +63,8 @@ Placement place(const Model& model, const SessionOptions& options, const std::ve
   on_gpu.device = placed.device;
   const auto plan = [&](uint32_t n) { return plan_split(model, on_gpu, n, kind, kinds); };
   if (wanted != kGpuLayersAuto) {
-    placed.n_gpu_layers = wanted == kGpuLayersAll ? n_layers : static_cast<uint32_t>(wanted);
+    placed.n_gpu_layers =
+        wanted == kGpuLayersAll ? n_layers : std::min(static_cast<uint32_t>(wanted), n_layers);
     placed.memory = plan(placed.n_gpu_layers);
     return placed;  // whether it fits is seen, and said, when it is taken
   }

@@ -29,11 +29,14 @@ bool parse(std::string_view text, T& value) {
 constexpr double kMaxCount = INT32_MAX;
 constexpr SamplerOption kOptions[] = {
     {"temp", &SamplerOptions::temperature, 0, 100, "T", "Temperature, 0 = greedy (default: the model's)"},
-    {"top_k", &SamplerOptions::top_k, 0, kMaxCount, "K", "Keep the K likeliest tokens, 0 = off"},
-    {"top_p", &SamplerOptions::top_p, 0, 1, "P", "Keep the likeliest tokens of total probability P"},
-    {"min_p", &SamplerOptions::min_p, 0, 1, "P", "Drop tokens less likely than P times the likeliest"},
+    {"top_k", &SamplerOptions::top_k, 0, kMaxCount, "K",
+     "Keep the K likeliest tokens, 0 = off (default: the model's)"},
+    {"top_p", &SamplerOptions::top_p, 0, 1, "P",
+     "Keep the likeliest tokens of total probability P (default: the model's)"},
+    {"min_p", &SamplerOptions::min_p, 0, 1, "P",
+     "Drop tokens less likely than P times the likeliest (default: the model's)"},
     {"repeat_penalty", &SamplerOptions::repetition_penalty, 0.01, 100, "X",
-     "Divide logits of recent tokens, 1 = off"},
+     "Divide logits of recent tokens, 1 = off (default: the model's)"},
     {"presence_penalty", &SamplerOptions::presence_penalty, -100, 100, "X",
      "Subtract from logits of recent tokens"},
     {"frequency_penalty", &SamplerOptions::frequency_penalty, -100, 100, "X", "Subtract per occurrence"},

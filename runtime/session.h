@@ -1,7 +1,7 @@
 // A session: one timeline of tokens over a model, with its KV cache, scratch and worker threads.
 //
 // One thread at a time, except interrupt(), which any thread may call, and only in the process that made it: after a fork, what runs
-// tokens throws kInvalidArgument. All memory of sync and append is taken on construction; nothing is allocated per token, but
+// tokens throws kInvalidArgument. All memory of sync and append is taken on construction; nothing is allocated per token, except
 // while weights move into huge pages (runtime/cpu/weight_pages.h). The same ids give the same logits whatever the thread count and however
 // they were fed (one by one, in chunks, after a rewind): bit for bit.
 #pragma once
@@ -29,7 +29,7 @@ struct SessionOptions {
   KvType kv = KvType::kF16;
   uint32_t prefill_chunk = 256;  // tokens per batched pass, 1 .. kMaxPrefillChunk
   std::string device = "auto";   // "cpu", "cuda", "cuda:N"
-  // The model's last layers on the GPU, the others on the CPU: a count, all, or as many as fit. Default: all
+  // The model's last layers on the GPU, the others on the CPU: a count (at most all), all, or as many as fit. Default: all
   // with device "cuda", as many as fit with "auto".
   int32_t gpu_layers = kGpuLayersDefault;
   std::string kernels = "auto";  // those of the device (pith.h); force an instruction set (tests)

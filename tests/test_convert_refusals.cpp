@@ -167,9 +167,9 @@ TEST_CASE("options outside their range are refused") {
     options = options_for(checkpoint, bits);
     options.device = "gpu";
     CHECK_THAT(failure(checkpoint, options),
-               Contains("device 'gpu' is not available here, expected auto or "));
+               Contains("device: 'gpu' is not available here, expected auto or "));
     options.device = "cpu:1";
-    CHECK_THAT(failure(checkpoint, options), Contains("device 'cpu:1': only cuda takes a number"));
+    CHECK_THAT(failure(checkpoint, options), Contains("device: 'cpu:1', only cuda takes a number"));
   }
 }
 

@@ -36,7 +36,7 @@ void add_verify(CLI::App& root, Action& action);
 // Options that become pith_session_open's key/value strings; the library checks the values.
 class SessionFlags {
  public:
-  void add_session(CLI::App& app);   // --ctx, --threads, --kv, --device, --kernels
+  void add_session(CLI::App& app);   // --ctx, --threads, --kv, --chunk, --device, --gpu-layers, --kernels
   void add_access(CLI::App& app);    // --no-mmap, --no-huge-pages
   void add_sampling(CLI::App& app);  // --temp ... --seed
   void add_stop(CLI::App& app);      // --stop, any number of them

@@ -15,6 +15,7 @@ struct ConvertCommand {
   std::string dir, bits = "2.85", preset = "best", effort = "normal", ablate;
   ConvertOptions options;
   bool restart = false, tensors = false;
+  SessionFlags flags;
 };
 
 volatile std::sig_atomic_t interrupted = 0;
@@ -60,7 +61,7 @@ std::string show_stages(const ConvertReport& report) {
 
 void refuse_calibration_without_use(const ConvertOptions& options) {
   const bool has_texts = !options.calibration_files.empty();
-  if (options.bits < 16 || (!has_texts && options.calibration_tokens == 0)) return;
+  if (options.bits < 16 || (!has_texts && !options.calibration_tokens)) return;
   throw_error(ErrorCode::kInvalidArgument, "{} requires --bits below 16: a file of {} bits is not calibrated",
               has_texts ? "--calib" : "--calib-tokens", options.bits);
 }
@@ -68,6 +69,7 @@ void refuse_calibration_without_use(const ConvertOptions& options) {
 int run(const ConvertCommand& command) {
   ConvertOptions options = command.options;
   options.bits = parse_bits(command.bits);
+  if (command.flags.has("device")) options.device = command.flags.values("device").back();
   refuse_calibration_without_use(options);
   options.resume = !command.restart;
   options.effort =
@@ -139,8 +141,9 @@ void add_convert(CLI::App& root, Action& action) {
          "--no-calib", [command] { command->options.calibrate = false; }, "Quantize without calibration")
       ->excludes(texts)
       ->excludes(tokens);
-  app->add_option("--device", command->options.device,
-                  "Where calibration multiplies: auto (a GPU where there is one), cpu, cuda or cuda:N")
+  command->flags
+      .add(*app, "--device", "device",
+           "Where calibration multiplies: auto (a GPU where there is one), cpu, cuda or cuda:N")
       ->type_name("NAME");
   app->add_option("-t,--threads", command->options.n_threads, "Threads (default: all cores)")->type_name("N");
   app->add_flag("--force", command->options.force,
@@ -153,7 +156,9 @@ void add_convert(CLI::App& root, Action& action) {
       "The file appears when it is complete. An interrupted run is resumed by the same command;\n"
       "one with other options or other input wants --restart.\n"
       "Example: pith convert ./TinyLlama-1.1B-Chat -o tinyllama.pith --bits 2.85");
-  app->callback([command, &action] { action = [command] { return run(*command); }; });
+  app->callback([command, &action] {
+    action = [command] { return command->flags.in_flags_of([&] { return run(*command); }); };
+  });
 }
 
 }  // namespace pith::cli

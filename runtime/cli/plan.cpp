@@ -21,11 +21,15 @@ struct PlanOptions {
 };
 
 int run_gpus(const PlanOptions& options) {
-  const std::vector<GpuPlan> plans = plan_gpus(parse_bits(options.bits));
+  const double bits = parse_bits(options.bits);
+  if (bits >= 16)
+    throw_error(ErrorCode::kInvalidArgument,
+                "--bits {}: expected less than the 16 bits that it stands beside", options.bits);
+  const std::vector<GpuPlan> plans = plan_gpus(bits);
   nlohmann::ordered_json out = nlohmann::ordered_json::array();
   std::string text = fmt::format("{:<13}{:>5}{:>11}{:>10}{:>9}{:>10}", "shape", "bits", "weights", "cache",
                                  "scratch", "total");
-  for (const uint64_t size : kGpuSizes) text += fmt::format("{:>9}", fmt::format("x {} GB", size >> 30));
+  for (const uint64_t size : kGpuSizes) text += fmt::format("{:>9}", fmt::format("x {} GiB", size >> 30));
   text += "\n";
   for (size_t i = 0; i < plans.size(); ++i) {
     const GpuPlan& p = plans[i];
@@ -59,7 +63,7 @@ int run_gpus(const PlanOptions& options) {
   }
   text += fmt::format(
       "cache of {} tokens, int8 below 16 bits; embedding and head then at 4.5 bits; prompts in chunks of {}\n"
-      "GPUs = total / (size - {} GB); hardware = their ratio; running = ratio of bytes read a token "
+      "GPUs = total / (size - {} GiB); hardware = their ratio; running = ratio of bytes read a token "
       "(memory-bound, not measured)\n",
       kGpuPlanTokens, kGpuPlanChunk, kGpuReserveBytes >> 30);
   write_output(options.json ? out.dump(2) + "\n" : text);

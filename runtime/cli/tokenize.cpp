@@ -75,10 +75,11 @@ void add_tokenize(CLI::App& root, Action& action) {
   app->add_option("-f,--file", options->prompt_file, "Read the input from a file")
       ->type_name("FILE")
       ->excludes(prompt);
-  app->add_flag_callback(
+  CLI::Option* const to_ids = app->add_flag_callback(
       "--ids", [options] { options->to_text = false; }, "Text in, ids out (default)");
   CLI::Option* const to_text = app->add_flag_callback(
       "--text", [options] { options->to_text = true; }, "Ids in, text out");
+  to_text->excludes(to_ids);
   app->add_flag("--bos", options->bos, "Begin with the BOS token if the model wants one")->excludes(to_text);
   app->add_flag("--special", options->special, "Special tokens: recognise their texts, or show them");
   app->add_flag("--pieces", options->pieces, "One token a line, with its text")->excludes(to_text);

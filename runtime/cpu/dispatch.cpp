@@ -82,12 +82,12 @@ const Kernels& select_kernels(const std::string& name) {
   if (name == "auto") return *supported.back();
   for (const Kernels* kernels : supported)
     if (name == kernels->name) return *kernels;
-  std::string known;
+  std::string known, usable;
+  for (const Kernels* kernels : supported) usable.append(", ").append(kernels->name);
   for (const Entry& entry : kEntries) {
     if (name == entry.kernels->name)
       throw_error(ErrorCode::kUnsupported,
-                  "kernels '{}': this CPU lacks the instructions, expected {} or slower", name,
-                  supported.back()->name);
+                  "kernels: '{}', whose instructions this CPU lacks, expected auto{}", name, usable);
     known.append(", ").append(entry.kernels->name);
   }
   throw_error(ErrorCode::kInvalidArgument, "kernels: '{}', expected auto{}", name, known);

@@ -10,7 +10,7 @@ using namespace cuda;
 
 DeviceInfo find_device(const std::string& device) {
   const DeviceList list = list_devices();
-  if (list.devices.empty()) throw_error(ErrorCode::kUnsupported, "device '{}': {}", device, list.problem);
+  if (list.devices.empty()) throw_error(ErrorCode::kUnsupported, "device: '{}': {}", device, list.problem);
   const size_t colon = device.find(':');
   if (colon == std::string::npos) return list.devices.front();
   std::string known;
@@ -18,7 +18,7 @@ DeviceInfo find_device(const std::string& device) {
     if (std::to_string(info.idx) == device.substr(colon + 1)) return info;
     known += fmt::format("{}cuda:{}", known.empty() ? "" : " or ", info.idx);
   }
-  throw_error(ErrorCode::kInvalidArgument, "device '{}', expected {}{}", device, known,
+  throw_error(ErrorCode::kInvalidArgument, "device: '{}', expected {}{}", device, known,
               list.problem.empty() ? "" : fmt::format(" ({})", list.problem));
 }
 
@@ -27,7 +27,7 @@ Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
   const std::string base = synchronous ? name.substr(0, name.size() - 5) : name;
   const auto need = [&](int sm, Pipeline pipeline) -> Kernels {
     if (device.sm() < sm)
-      throw_error(ErrorCode::kUnsupported, "kernels '{}' need compute capability {}.{}, {} has {}.{}", name,
+      throw_error(ErrorCode::kUnsupported, "kernels: '{}' need compute capability {}.{}, {} has {}.{}", name,
                   sm / 10, sm % 10, device.name, device.compute_major, device.compute_minor);
     const bool warpgroups =
         pipeline == Pipeline::kBulkCopy && has_warpgroups(device.compute_major, device.compute_minor);
@@ -41,7 +41,7 @@ Kernels choose_kernels(const std::string& name, const DeviceInfo& device) {
   if (base == "async") return need(80, Pipeline::kAsyncCopy);
   if (base == "registers") return need(75, Pipeline::kRegisters);
   throw_error(ErrorCode::kInvalidArgument,
-              "kernels '{}', expected auto, registers, async or bulk, with or without -sync", name);
+              "kernels: '{}', expected auto, registers, async or bulk, with or without -sync", name);
 }
 
 void check_supported(const ModelSpec& spec, const DeviceInfo& device) {

@@ -1,9 +1,11 @@
 """Options, help, exit codes, and what goes to which stream."""
 import json
 import os
+import re
 import resource
 import subprocess
 import unittest
+from pathlib import Path
 
 from harness import PITH, CliTest, pith
 
@@ -17,6 +19,12 @@ class Usage(CliTest):
                 result = self.ok(pith(*words))
                 self.assertIn(f"pith {command}", result.text, words)
                 self.assertEqual(result.err, b"")
+
+    def test_the_manual_page_has_every_option(self):
+        page = (Path(__file__).parents[2] / "runtime" / "pith.1").read_text().replace("\\-", "-")
+        for command in COMMANDS:
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", self.ok(pith("help", command)).text):
+                self.assertRegex(page, re.escape(option) + r"(?![\w-])", command)
 
     def test_version_and_help_exit_with_0(self):
         self.assertRegex(self.ok(pith("--version")).text, r"^pith \d+\.\d+\.\d+\n$")
@@ -76,6 +84,11 @@ class Usage(CliTest):
                             (["plan", m, "--no-mmap"], "unknown option '--no-mmap'"),
                             (["plan", m, "--no-huge-pages"], "unknown option '--no-huge-pages'"),
                             (["plan", m, "--bits", "3"], "--bits requires --gpus"),
+                            (["plan", "--gpus", "-b", "16"], "--bits 16: expected less than the 16 bits"),
+                            (["plan", "--gpus", "-b", "32"], "--bits 32: expected less than the 16 bits"),
+                            (["tokenize", m, "--ids", "--text", "-p", "3"], "--text excludes --ids"),
+                            (["convert", self.models.checkpoint, "-o", "y", "--bits", "3", "--calib-tokens", "0"],
+                             "--calib-tokens 0: expected at least 256"),
                             (["plan", "--gpus", m], "--gpus plans fixed shapes"),
                             (["plan", "--gpus", "--ctx", "512"], "--gpus plans fixed shapes")):
             self.fails(pith(*words), 2, said)
@@ -91,10 +104,20 @@ class Usage(CliTest):
             self.fails(pith(*words, "--chunk", "0"), 2, ": --chunk: 0 tokens, expected 1 to ")
             if words[0] != "eval":  # whose windows are of that length
                 self.fails(pith(*words, "-c", "100000"), 2, ": --ctx: 100000 tokens, expected at most the model's 512")
-        self.fails(pith("run", model, "-p", "x", "--kernels", "mmx"), 2, "mmx")
-        self.fails(pith("run", model, "-p", "x", "--device", "toaster"), 2, "toaster")
+        mmx = self.fails(pith("run", model, "-p", "x", "--kernels", "mmx"), 2, ": --kernels: 'mmx', expected auto, ")
+        usable = json.loads(self.ok(pith("doctor", "--json")).text)["kernels"]
+        for name in set(mmx.message.split("expected auto, ")[1].split()) - {"scalar"}:
+            name = name.strip(",")
+            if name not in usable:  # those that are, by name
+                self.fails(pith("run", model, "-p", "x", "--kernels", name), 1, f": --kernels: '{name}'",
+                           "expected auto, " + ", ".join(usable))
+        self.fails(pith("run", model, "-p", "x", "--device", "toaster"), 2, ": --device: 'toaster'")
+        self.fails(pith("run", model, "-p", "x", "--device", "cpu:1"), 2, ": --device: 'cpu:1'")
+        self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--device", "toaster"), 2,
+                   ": --device: 'toaster'")
         self.fails(pith("run", model, "-p", "x", "--gpu-layers", "most"), 2, "--gpu-layers: ", "all, auto or")
-        self.fails(pith("run", model, "-p", "x", "--device", "cpu", "--gpu-layers", "1"), 1, "expected a GPU")
+        self.fails(pith("run", model, "-p", "x", "--device", "cpu", "--gpu-layers", "999999"), 1,
+                   ": --gpu-layers: 999999 on the CPU, expected a GPU")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--bits", "1"), 2, "--bits 1")
         self.fails(pith("convert", self.models.checkpoint, "-o", self.folder / "x.pith", "--preset", "x"), 2, "preset")
         self.fails(pith("eval", model, "--text", __file__, "--max-tokens", "few"), 2, "few")
@@ -165,6 +188,8 @@ class Results(CliTest):
         self.assertNotIn("prompt_tps", generation)
         self.ok(pith(*words, "--markdown", "-p", "0", "-n", "4"))
         self.fails(pith(*words, "-p", "0", "-n", "0"), 2, "--prompt-tokens 0 and --tokens 0")
+        self.fails(pith(*words, "-p", "5000"), 2, "--prompt-tokens 5000 and --tokens 64", "the model's 512")
+        self.fails(pith(*words, "-p", "512", "-n", "1"), 2, "--prompt-tokens 512 and --tokens 1", "the model's 512")
         self.fails(pith(*words, "-p", "16", "-n", "4", "-c", "19"), 2, "--ctx 19", "--prompt-tokens 16", "--tokens 4")
 
     def test_verify_accepts_what_convert_wrote(self):
