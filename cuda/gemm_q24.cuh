@@ -17,7 +17,8 @@
 // warp, a 32 x 33 tile of floats through which rows and tokens change places, outliers are added and stores coalesce.
 // Preconditions: n_padded a multiple of 128. Tokens beyond n_tokens are computed and not stored.
 // Bound by: int8 tensor throughput by design (64 + 16 products against about 420 other instructions a block and warp).
-// Speed: not measured. Order of additions: blocks in order, then slots, as on the CPU; one more rounding a block.
+// Speed: not measured. Order of additions: blocks in order, then slots, as on the CPU; but minimums exactly, a
+// block at a time, and with one more rounding each.
 #pragma once
 #include "cuda/q24_tile.cuh"
 #include "cuda/store_tokens.cuh"

@@ -5,14 +5,12 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "runtime/cli/cli.h"
 #include "runtime/cli/human_bytes.h"
 #include "runtime/cli/terminal.h"
 #include "runtime/cpu/kernels.h"
 #include "runtime/cpu/measure.h"
-#include "runtime/cpu/weight_pages.h"
 #include "runtime/model.h"
 #include "runtime/placement.h"
 #include "runtime/session.h"
@@ -23,8 +21,7 @@ namespace {
 
 struct BenchCommand {
   std::vector<std::string> files;
-  std::optional<uint32_t> n_prompt, n_tokens;  // none: 512 and 64, or what the context has room for
-  uint32_t n_repeats = 3;
+  uint32_t n_prompt = 512, n_tokens = 64, n_repeats = 3;
   bool json = false, markdown = false;
   SessionFlags flags;
 };
@@ -89,20 +86,17 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
   Figures f{};
   const double open_seconds = seconds([&] {
     model = Model::open(file, command.flags.access());
-    const uint32_t most = model->spec().max_context;
-    const uint32_t prompt = command.n_prompt.value_or(0), room = prompt < most ? most - prompt : most;
-    f.n_tokens = command.n_tokens.value_or(std::min({64u, std::max(most / 2, 1u), room}));
-    f.n_prompt = command.n_prompt.value_or(std::min(512u, most - std::min(f.n_tokens, most)));
-    if (uint64_t{f.n_prompt} + f.n_tokens > most)
-      throw_error(ErrorCode::kInvalidArgument,
-                  "{}: --prompt-tokens {} and --tokens {}, expected together at most the model's {}", file,
-                  f.n_prompt, f.n_tokens, most);
+    f.n_tokens = std::min(command.n_tokens, std::max(model->spec().max_context / 2, 1u));
+    f.n_prompt = std::min(command.n_prompt, model->spec().max_context - f.n_tokens);
     if (options.n_ctx == 0) options.n_ctx = f.n_prompt + f.n_tokens;
     if (options.n_ctx < f.n_prompt + f.n_tokens)
       throw_error(ErrorCode::kInvalidArgument, "--ctx {} has no room for --prompt-tokens {} and --tokens {}",
                   options.n_ctx, f.n_prompt, f.n_tokens);
     opened = std::make_unique<Session>(model, options);
   });
+  if (f.n_prompt < command.n_prompt || f.n_tokens < command.n_tokens)
+    print_note(fmt::format("{}: a prompt of {} and {} tokens, which is what the model's context of {} holds",
+                           file, f.n_prompt, f.n_tokens, model->spec().max_context));
   Session& session = *opened;
   std::vector<int32_t> ids(f.n_prompt + f.n_tokens);
   uint32_t state = 1;
@@ -125,8 +119,8 @@ Figures measure(const BenchCommand& command, const std::string& file, SessionOpt
   };
   Progress progress("runs");
   progress.update("bench", 0, command.n_repeats + 1);
-  prompt_seconds();  // the first run reads the file, moves its pages and does not count
-  for (uint32_t i = 0; i < cpu::kBatchesToMove; ++i) {
+  prompt_seconds();  // the first run reads the file, moves its pages (sixteen tokens) and does not count
+  for (int i = 0; i < 17; ++i) {
     session.rewind(0);
     session.append(ids[0]);
   }

@@ -60,7 +60,7 @@ void WeightPages::move_some(uint32_t n_tokens, ThreadPool& pool) {
     n_moved_ = tensors_.size();
     return;
   }
-  const uint64_t n_wanted = n_bytes_ / kMoveParts * std::clamp(n_tokens / 64, 1u, 4u);
+  const uint64_t n_wanted = n_bytes_ / 16 * std::clamp(n_tokens / 64, 1u, 4u);
   const auto n_most = std::max<uint32_t>(kMaxMappings / static_cast<uint32_t>(tensors_.size()), 1);
   const uint32_t n_parts = std::min(pool.n_threads(), n_most);
   std::atomic<uint64_t> n_bytes{0};  // nothing where another session has moved them

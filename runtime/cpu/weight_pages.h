@@ -15,9 +15,6 @@
 
 namespace pith::cpu {
 
-// Of one token each a sixteenth is moved with; the first batch of a session moves none.
-constexpr uint32_t kMoveParts = 16, kBatchesToMove = kMoveParts + 1;
-
 class WeightPages {
  public:
   // Of the model's first n_layers, and of the head after all of them. Not of experts: most are not needed.

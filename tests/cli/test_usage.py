@@ -86,7 +86,7 @@ class Usage(CliTest):
                             (["plan", m, "--bits", "3"], "--bits requires --gpus"),
                             (["plan", "--gpus", "-b", "16"], "--bits 16: expected less than the 16 bits"),
                             (["plan", "--gpus", "-b", "32"], "--bits 32: expected less than the 16 bits"),
-                            (["tokenize", m, "--ids", "--text", "-p", "3"], "--text excludes --ids"),
+                            (["tokenize", m, "--ids", "--text", "-p", "3"], "--ids excludes --text"),
                             (["convert", self.models.checkpoint, "-o", "y", "--bits", "3", "--calib-tokens", "0"],
                              "--calib-tokens 0: expected at least 256"),
                             (["plan", "--gpus", m], "--gpus plans fixed shapes"),
@@ -105,7 +105,7 @@ class Usage(CliTest):
             if words[0] != "eval":  # whose windows are of that length
                 self.fails(pith(*words, "-c", "100000"), 2, ": --ctx: 100000 tokens, expected at most the model's 512")
         mmx = self.fails(pith("run", model, "-p", "x", "--kernels", "mmx"), 2, ": --kernels: 'mmx', expected auto, ")
-        usable = json.loads(self.ok(pith("doctor", "--json")).text)["kernels"]
+        usable = json.loads(self.ok(pith("doctor", "--json")).text)["kernels_supported"]
         for name in set(mmx.message.split("expected auto, ")[1].split()) - {"scalar"}:
             name = name.strip(",")
             if name not in usable:  # those that are, by name
@@ -188,8 +188,9 @@ class Results(CliTest):
         self.assertNotIn("prompt_tps", generation)
         self.ok(pith(*words, "--markdown", "-p", "0", "-n", "4"))
         self.fails(pith(*words, "-p", "0", "-n", "0"), 2, "--prompt-tokens 0 and --tokens 0")
-        self.fails(pith(*words, "-p", "5000"), 2, "--prompt-tokens 5000 and --tokens 64", "the model's 512")
-        self.fails(pith(*words, "-p", "512", "-n", "1"), 2, "--prompt-tokens 512 and --tokens 1", "the model's 512")
+        cut = self.ok(pith(*words, "--json", "-p", "5000", "-n", "4"))
+        self.assertEqual(json.loads(cut.text)["prompt_tokens"], 508)
+        self.assertIn(b"a prompt of 508 and 4 tokens, which is what the model's context of 512 holds", cut.err)
         self.fails(pith(*words, "-p", "16", "-n", "4", "-c", "19"), 2, "--ctx 19", "--prompt-tokens 16", "--tokens 4")
 
     def test_verify_accepts_what_convert_wrote(self):
