@@ -208,8 +208,8 @@ TEST_CASE("lines whose sums are far apart are the same bits on every instruction
   const q24::Shape shape{32, 320, 16, 64, 2};
   const OwnedMatrix o = make_q24(shape, rng);
   std::vector<float> x = random_floats(size_t{17} * shape.n_cols, 1, rng);
-  for (uint32_t t = 0; t < 17;
-       ++t)  // one line with the largest sum there is, of either sign; the others near zero or like it
+  // In each token one line has the largest sum there is, of either sign, and the next one nearly that.
+  for (uint32_t t = 0; t < 17; ++t)
     for (uint32_t c = 0; c < shape.n_cols; ++c) {
       float& value = x[t * shape.n_cols + o.perm[c]];
       if (c / 16 == t) value = (t % 2 ? -1000.0f : 1000.0f) / o.col_scale[c / 16];

@@ -28,8 +28,8 @@ std::string take_prompt(const RunOptions& options) {
 
 int run(const RunOptions& options) {
   const ModelHandle model = open_model(options.file, options.flags.access());
-  const std::string prompt =
-      take_prompt(options);  // what is wrong with the file is said before text is waited for
+  // After the file: what is wrong with that is said before anybody types.
+  const std::string prompt = take_prompt(options);
   if (prompt.empty()) throw_error(ErrorCode::kInvalidArgument, "the prompt is empty");
   const SessionHandle session = open_session(model, options.flags);
   ReplyWriter writer;
